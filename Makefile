@@ -1,0 +1,30 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.PHONY: setup demo test lint lock clean
+
+setup:
+	@PYTHON="$(PYTHON)" sh requirements/setup.sh
+
+demo: setup
+	@.venv/bin/rayward demo $(DEMO_ARGS)
+
+test: setup
+	@.venv/bin/python -m pytest $(TEST_ARGS)
+
+lint: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+# Needs uv. Where pip finds torch's CPU build in a folder (PIP_FIND_LINKS), uv looks there too.
+lock:
+	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" uv pip compile pyproject.toml \
+		--extra cpu --extra dev --python-version 3.11 --upgrade --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		-o requirements/lock.txt
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,216 @@
+"""The PPO learner: a DeepSpeed rank of the policy group or of the critic group."""
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import ray
+import torch
+import torch.distributed
+from ray.actor import ActorHandle
+from torch import Tensor
+
+from actors.forward import response_logprobs, response_values, split_rows
+from actors.losses import policy_loss, value_loss
+from actors.microbatches import plan_microbatches
+from actors.models import load_causal_lm, load_scalar_model, load_tokenizer
+from actors.zero import export_model, gradient_norm, join_process_group, make_engine
+from cluster.config.ppo import PPOSettings
+from cluster.types import Experience, Float32Array, Rollout
+
+
+class Learner:
+    """One rank. All ranks of a group are called together, with the same arguments.
+
+    Args:
+        role: which of the two models this group trains.
+        path: a transformers directory or hub id.
+        settings: the PPO stage's settings.
+        rank: this process's rank in its group.
+        seed: of the critic's new head, where it needs one, and of the minibatches.
+    """
+
+    def __init__(
+        self,
+        role: Literal["policy", "critic"],
+        path: str,
+        settings: PPOSettings,
+        rank: int,
+        seed: int,
+    ) -> None:
+        self._role = role
+        self._path = path
+        self._settings = settings
+        self._own = settings.policy if role == "policy" else settings.critic
+        self._rank = rank
+        self._seed = seed
+        self._world = self._own.deepspeed.ranks
+        torch.set_num_threads(self._own.resources.threads)
+        torch.manual_seed(seed)
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and free port of this process, for the group to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def join(self, address: str, port: int) -> None:
+        """Meet the other ranks and load the model."""
+        join_process_group(self._rank, self._world, address, port)
+        field = f"ppo.{self._role}.path"
+        if self._role == "policy":
+            model = load_causal_lm(self._path, self._own.precision, field)
+        else:
+            model = load_scalar_model(self._path, self._own.precision, seed=self._seed, field=field)
+        self._tokenizer = load_tokenizer(self._path, field)
+        self._engine = make_engine(
+            model, self._own.optimizer, self._own.deepspeed, self._own.precision
+        )
+
+    @torch.no_grad()
+    def score(self, *shards: Sequence[Rollout]) -> dict[int, Float32Array]:
+        """Logprobs (policy) or values (critic) of this rank's share of a batch.
+
+        Args:
+            shards: the batch of N rollouts, in pieces.
+
+        Returns:
+            index in the batch -> float32 [R]; the ranks' answers together cover the batch.
+        """
+        batch = [rollout for shard in shards for rollout in shard]
+        own = range(self._rank, len(batch), self._world)
+        result: dict[int, Float32Array] = {}
+        for indices, counts in self._microbatches(batch, own):
+            rows = [batch[index] for index in indices]
+            flat = self._forward(rows, with_entropy=False)[0]
+            if counts:
+                for index, values in zip(indices, split_rows(flat, rows), strict=True):
+                    result[index] = values.cpu().numpy()
+        return result
+
+    def update(self, experiences: Sequence[Experience], version: int) -> dict[str, float]:
+        """One pass over a batch: one optimizer step per minibatch.
+
+        Returns:
+            The group's metrics, means over action tokens, the same on every rank.
+        """
+        order = np.random.default_rng([self._seed, version]).permutation(len(experiences))
+        size = self._settings.minibatch_size
+        totals = torch.zeros(4, dtype=torch.float64)  # loss, clipped, drift or error, entropy
+        gradient_norms = []
+        tokens_seen = 0
+        for start in range(0, len(order), size):
+            minibatch = [experiences[index] for index in order[start : start + size]]
+            tokens = sum(len(experience.advantages) for experience in minibatch)
+            own = range(self._rank, len(minibatch), self._world)
+            rollouts = [experience.scored.rollout for experience in minibatch]
+            for indices, counts in self._microbatches(rollouts, own):
+                loss, sums = self._loss([minibatch[index] for index in indices])
+                weight = float(counts)
+                self._engine.backward(loss * (weight * self._world / tokens), scale_wrt_gas=False)
+                totals += weight * sums
+            self._engine.step()
+            gradient_norms.append(gradient_norm(self._engine))
+            tokens_seen += tokens
+        if self._world > 1:
+            torch.distributed.all_reduce(totals)
+        loss, clipped, moved, entropy_sum = (totals / tokens_seen).tolist()
+        norm = float(np.mean(gradient_norms))
+        if self._role == "critic":
+            return {
+                "critic/vf_loss": loss,
+                "critic/vf_clipfrac": clipped,
+                "critic/grad_norm": norm,
+            }
+        return {
+            "actor/pg_loss": loss,
+            "actor/pg_clipfrac": clipped,
+            "actor/ppo_kl": moved,
+            "actor/entropy": entropy_sum,
+            "actor/grad_norm": norm,
+            "actor/optimizer_steps": float(len(gradient_norms)),
+        }
+
+    def sync_weights(
+        self, samplers: list[ActorHandle], tensor_parallel_size: int, version: int
+    ) -> None:
+        """Send the policy's weights to the samplers and stamp them with `version`."""
+        # vLLM takes seconds to import, and only the policy group speaks to it.
+        from actors.weight_sync import open_sync
+
+        if not hasattr(self, "_sync"):
+            self._sync = open_sync(
+                self._settings.rollout.weight_sync,
+                samplers,
+                self._engine.module,
+                self._rank,
+                tensor_parallel_size,
+            )
+        client, trainer = self._sync
+        client.version = version
+        trainer.send_weights()
+
+    def export(self, directory: Path) -> None:
+        """Write the model and its tokenizer as a transformers directory."""
+        export_model(self._engine, directory, self._rank)
+        if self._rank == 0:
+            self._tokenizer.save_pretrained(directory)
+
+    def save(self, directory: Path) -> None:
+        """Write everything that DeepSpeed needs to go on: weights, optimizer, counters."""
+        self._engine.save_checkpoint(str(directory), tag=self._role, save_latest=False)
+
+    def restore(self, directory: Path) -> None:
+        """Take up what `save` wrote."""
+        loaded, _ = self._engine.load_checkpoint(str(directory), tag=self._role)
+        if loaded is None:
+            raise FileNotFoundError(f"no {self._role} state in checkpoint {directory}")
+
+    def _microbatches(
+        self, rollouts: Sequence[Rollout], own: Sequence[int]
+    ) -> list[tuple[list[int], bool]]:
+        """This rank's microbatches, and whether each counts.
+
+        Under ZeRO-3 every forward is a collective, so all ranks must make the same number of
+        them: a rank that has fewer repeats one whose loss counts for nothing.
+        """
+        lengths = [len(rollouts[index].token_ids) for index in own]
+        plan = plan_microbatches(lengths, self._own.max_tokens_per_microbatch)
+        microbatches = [([own[row] for row in rows], True) for rows in plan]
+        if self._world > 1:
+            most = torch.tensor([len(plan)])
+            torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+            microbatches += [([0], False)] * (int(most) - len(plan))
+        return microbatches
+
+    def _forward(
+        self, rollouts: Sequence[Rollout], with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if self._role == "critic":
+            return response_values(self._engine, rollouts), None
+        temperature = self._settings.sampling.temperature
+        return response_logprobs(self._engine, rollouts, temperature, with_entropy)
+
+    def _loss(self, experiences: Sequence[Experience]) -> tuple[Tensor, Tensor]:
+        """Summed loss of a microbatch, and float64 [4] sums for the metrics."""
+        scored = [experience.scored for experience in experiences]
+        new, spread = self._forward([one.rollout for one in scored], with_entropy=True)
+        if self._role == "critic":
+            old = _flat([one.values for one in scored], new)
+            returns = _flat([experience.returns for experience in experiences], new)
+            losses, clipped = value_loss(new, old, returns, self._settings.value_clip)
+            moved = losses
+        else:
+            old = _flat([one.policy_logprobs for one in scored], new)
+            advantages = _flat([experience.advantages for experience in experiences], new)
+            losses, clipped = policy_loss(new, old, advantages, self._settings.ratio_clip)
+            moved = old - new
+        spread = torch.zeros_like(new) if spread is None else spread
+        sums = [losses.sum(), clipped.sum(), moved.sum(), spread.sum()]
+        return losses.sum(), torch.stack([s.detach().double().cpu() for s in sums])
+
+
+def _flat(rows: Sequence[Float32Array], like: Tensor) -> Tensor:
+    return torch.from_numpy(np.concatenate(rows)).to(like.device)

@@ -1,0 +1,66 @@
+"""PPO's per-token losses and KL estimators. Every tensor is float32 over response tokens."""
+
+import torch
+from torch import Tensor
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """Clipped surrogate loss per token (Schulman et al. 2017, equation 7, negated).
+
+    Args:
+        logprobs: [...] under the weights being trained.
+        old_logprobs: [...] under the weights that the batch started from.
+        advantages: [...].
+        clip: half width of the trust interval around a ratio of 1.
+
+    Returns:
+        The loss [...], and a bool tensor [...] that is true where the clip bound.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    free = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(free, clipped), clipped > free
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """Half the squared error, with the step from the old value clipped; per token.
+
+    Args:
+        values: [...] under the weights being trained.
+        old_values: [...] when the batch was scored.
+        returns: [...] targets.
+        clip: furthest that a value may move from its old one before it stops counting.
+
+    Returns:
+        The loss [...], and a bool tensor [...] that is true where the clip bound.
+    """
+    clipped_values = old_values + (values - old_values).clamp(-clip, clip)
+    free = 0.5 * (values - returns).square()
+    clipped = 0.5 * (clipped_values - returns).square()
+    return torch.maximum(free, clipped), clipped > free
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
+    """Logprobs of given tokens at the sampling temperature, in nats.
+
+    Args:
+        logits: [..., V], any float dtype; position t predicts `token_ids[t]`.
+        token_ids: int64 [...].
+        temperature: divides the logits, as the sampler does.
+
+    Returns:
+        float32 [...].
+    """
+    scaled = logits.float() / temperature
+    chosen = scaled.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+    return chosen - scaled.logsumexp(-1)
+
+
+def entropy(logits: Tensor, temperature: float) -> Tensor:
+    """Entropy of the sampling distribution, in nats: logits [..., V] -> float32 [...]."""
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)

@@ -1,0 +1,48 @@
+"""Cutting a batch of uneven sequences into padded microbatches under a token budget."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+TokenIds = Sequence[int] | npt.NDArray[np.int64]
+
+
+def plan_microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group rows of like length, the longest first, so that memory runs out at once or never.
+
+    Args:
+        lengths: tokens per row.
+        max_tokens: padded tokens (rows times the longest row) per microbatch, at most. A row
+            that is longer than that gets a microbatch of its own.
+
+    Returns:
+        Row indices per microbatch; every row is in exactly one. Depends on nothing but the
+        arguments.
+    """
+    plan: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if plan and (len(plan[-1]) + 1) * longest <= max_tokens:
+            plan[-1].append(index)
+        else:
+            plan.append([index])
+            longest = lengths[index]
+    return plan
+
+
+def right_pad(sequences: Sequence[TokenIds], fill: int) -> Tensor:
+    """Stack rows of ids, int64 [B, L], with `fill` behind each row's end."""
+    longest = max((len(sequence) for sequence in sequences), default=0)
+    padded = np.full((len(sequences), longest), fill, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
+    return torch.from_numpy(padded)
+
+
+def length_mask(lengths: Sequence[int]) -> Tensor:
+    """The attention mask of right-padded rows, int64 [B, L]: 1 on tokens, 0 on padding."""
+    positions = torch.arange(max(lengths, default=0))
+    return (positions < torch.tensor(lengths, dtype=torch.int64).unsqueeze(1)).long()

@@ -1,0 +1,46 @@
+"""The reference: the frozen model that the policy must not leave too far."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from actors.forward import response_logprobs, split_rows
+from actors.microbatches import plan_microbatches
+from actors.models import load_causal_lm, weights_digest
+from cluster.config.roles import ReplicatedRole
+from cluster.types import Float32Array, Rollout
+
+
+class Reference:
+    """Scores rollouts under weights that never change.
+
+    Args:
+        path: a transformers directory or hub id.
+        settings: the role's settings.
+        temperature: the sampling temperature.
+    """
+
+    def __init__(self, path: str, settings: ReplicatedRole, temperature: float) -> None:
+        torch.set_num_threads(settings.resources.threads)
+        self._settings = settings
+        self._temperature = temperature
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = load_causal_lm(path, settings.precision, "ppo.reference.path").to(device)
+        self._model.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def logprobs(self, rollouts: Sequence[Rollout]) -> list[Float32Array]:
+        """Logprobs of the response tokens: N rollouts -> N arrays of float32 [R_i]."""
+        result: list[Float32Array] = [np.empty(0, np.float32)] * len(rollouts)
+        lengths = [len(rollout.token_ids) for rollout in rollouts]
+        for rows in plan_microbatches(lengths, self._settings.max_tokens_per_microbatch):
+            batch = [rollouts[row] for row in rows]
+            flat, _ = response_logprobs(self._model, batch, self._temperature, with_entropy=False)
+            for row, values in zip(rows, split_rows(flat, batch), strict=True):
+                result[row] = values.cpu().numpy()
+        return result
+
+    def digest(self) -> str:
+        """A hash of all weights: equal before and after a run, or something is wrong."""
+        return weights_digest(self._model)

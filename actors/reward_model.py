@@ -1,0 +1,89 @@
+"""A reward model: conversations in, one logit each out. Safety and helpfulness are two instances."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from actors.chat import decode_response, encode_conversation
+from actors.microbatches import length_mask, plan_microbatches, right_pad
+from actors.models import load_scalar_model, load_tokenizer, sequence_scores, weights_digest
+from cluster.config.roles import ReplicatedRole
+from cluster.errors import UnscoredError
+from cluster.types import Float32Array, Rollout
+
+
+class RewardModel:
+    """Scores whole conversations.
+
+    A model that speaks the policy's tokens reads them as they are. Any other gets the text and
+    puts it through its own tokenizer and chat template.
+
+    Args:
+        role: what it judges; names it in errors.
+        path: a transformers directory or hub id with one output.
+        settings: the role's settings.
+        policy_path: where the policy's tokenizer is.
+    """
+
+    def __init__(
+        self,
+        role: Literal["safety", "helpfulness", "judge"],
+        path: str,
+        settings: ReplicatedRole,
+        policy_path: str,
+    ) -> None:
+        torch.set_num_threads(settings.resources.threads)
+        self._role = role
+        self._settings = settings
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_scalar_model(path, settings.precision, seed=0, field=f"ppo.{role}.path")
+        self._model = model.to(device).requires_grad_(False).eval()
+        self._tokenizer = load_tokenizer(path, f"ppo.{role}.path")
+        self._policy_tokenizer = load_tokenizer(policy_path, "ppo.policy.path")
+        self._same_tokens = _speak_alike(self._tokenizer, self._policy_tokenizer)
+
+    def score(self, rollouts: Sequence[Rollout]) -> Float32Array:
+        """Score rollouts: N of them -> float32 [N] logits.
+
+        Raises:
+            UnscoredError: a score is not finite. It never becomes a number.
+        """
+        return self.score_tokens([self._own_tokens(rollout) for rollout in rollouts])
+
+    @torch.no_grad()
+    def score_tokens(self, sequences: Sequence[Sequence[int]]) -> Float32Array:
+        """Score N token sequences of this model's own tokenizer -> float32 [N] logits."""
+        scores = np.full(len(sequences), np.nan, dtype=np.float32)
+        lengths = [len(sequence) for sequence in sequences]
+        for rows in plan_microbatches(lengths, self._settings.max_tokens_per_microbatch):
+            batch = [sequences[row] for row in rows]
+            ids = right_pad(batch, 0).to(self._model.device)
+            mask = length_mask([len(sequence) for sequence in batch]).to(ids.device)
+            scores[rows] = sequence_scores(self._model, ids, mask).cpu().numpy()
+        unscored = int((~np.isfinite(scores)).sum())
+        if unscored:
+            raise UnscoredError(f"{self._role}: {unscored} of {len(scores)} scores are not finite")
+        return scores
+
+    def digest(self) -> str:
+        """A hash of all weights."""
+        return weights_digest(self._model)
+
+    def _own_tokens(self, rollout: Rollout) -> list[int]:
+        if self._same_tokens:
+            return rollout.token_ids.tolist()
+        text = decode_response(self._policy_tokenizer, rollout.response_ids.tolist())
+        tokens = encode_conversation(self._tokenizer, rollout.prompt.messages, text).token_ids
+        # An answer that was cut short must not look as if it had ended.
+        return tokens if rollout.finish_reason == "stop" else tokens[:-1]
+
+
+def _speak_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    return (
+        one.get_vocab() == other.get_vocab()
+        and one.chat_template == other.chat_template
+        and one.eos_token_id == other.eos_token_id
+    )

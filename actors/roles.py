@@ -1,0 +1,251 @@
+"""All roles of a PPO run: started together, asked together.
+
+    rollout workers -> { policy, critic, reference, safety, helpfulness } -> learners -> weight sync
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+
+from actors.learner import Learner
+from actors.reference import Reference
+from actors.reward_model import RewardModel
+from actors.rollout_worker import RolloutWorker, rollout_environment
+from cluster.config.ppo import PPOSettings, SamplingSettings
+from cluster.placement import Placement, RoleRequest
+from cluster.types import Experience, Float32Array, Prompt, Rollout
+
+Deal = Callable[
+    [Sequence[Prompt], Sequence[list[int]], Sequence[int], SamplingSettings, int], list[ObjectRef]
+]
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """Transformers directories or hub ids, one per role."""
+
+    policy: str
+    critic: str
+    reference: str
+    safety: str
+    helpfulness: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What all models say of N rollouts, in the rollouts' order."""
+
+    rollouts: list[Rollout]
+    policy_logprobs: list[Float32Array]  # N of [R_i]
+    reference_logprobs: list[Float32Array]  # N of [R_i]
+    values: list[Float32Array]  # N of [R_i]
+    safety: Float32Array  # [N] logits
+    helpfulness: Float32Array  # [N] logits
+
+
+def role_requests(settings: PPOSettings) -> list[RoleRequest]:
+    """What a PPO run asks of the cluster."""
+    return [
+        RoleRequest("policy", settings.policy.deepspeed.ranks, settings.policy.resources),
+        RoleRequest("critic", settings.critic.deepspeed.ranks, settings.critic.resources),
+        RoleRequest("reference", settings.reference.replicas, settings.reference.resources),
+        RoleRequest("safety", settings.safety.replicas, settings.safety.resources),
+        RoleRequest("helpfulness", settings.helpfulness.replicas, settings.helpfulness.resources),
+        RoleRequest("rollout", settings.rollout.replicas, settings.rollout.resources),
+    ]
+
+
+class Roles:
+    """Handles to every role's processes.
+
+    Args:
+        settings: the PPO stage's settings.
+        paths: which model each role starts from.
+        max_model_len: longest prompt plus answer, in tokens.
+        eos_token_id: ends an answer.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        settings: PPOSettings,
+        paths: ModelPaths,
+        max_model_len: int,
+        eos_token_id: int,
+        seed: int,
+    ) -> None:
+        self._settings = settings
+        self._placement = Placement(role_requests(settings), settings.colocate)
+        start = self._placement.start
+        learner: dict[str, Any] = {"settings": settings, "seed": seed}
+        self._policy = start(
+            "policy",
+            Learner,
+            [
+                {"role": "policy", "path": paths.policy, "rank": rank, **learner}
+                for rank in range(settings.policy.deepspeed.ranks)
+            ],
+            {},
+        )
+        self._critic = start(
+            "critic",
+            Learner,
+            [
+                {"role": "critic", "path": paths.critic, "rank": rank, **learner}
+                for rank in range(settings.critic.deepspeed.ranks)
+            ],
+            {},
+        )
+        rollout = {
+            "model": paths.policy,
+            "settings": settings.rollout,
+            "max_model_len": max_model_len,
+            "eos_token_id": eos_token_id,
+            "seed": seed,
+        }
+        self._rollout = start(
+            "rollout",
+            RolloutWorker,
+            [rollout] * settings.rollout.replicas,
+            rollout_environment(settings.rollout),
+        )
+        reference = {
+            "path": paths.reference,
+            "settings": settings.reference,
+            "temperature": settings.sampling.temperature,
+        }
+        self._reference = start(
+            "reference", Reference, [reference] * settings.reference.replicas, {}
+        )
+        self._safety = self._reward_models("safety", paths.safety, paths.policy)
+        self._helpfulness = self._reward_models("helpfulness", paths.helpfulness, paths.policy)
+        for group in (self._policy, self._critic):
+            address, port = ray.get(group[0].rendezvous.remote())
+            ray.get([rank.join.remote(address, port) for rank in group])
+        self.sync(0)
+
+    @property
+    def sample(self) -> Deal:
+        """Starts sampling; see `deal`."""
+        return deal(self._rollout)
+
+    def reward_scores(self, shards: Sequence[ObjectRef]) -> tuple[Float32Array, Float32Array]:
+        """Have both reward models score rollouts: safety and helpfulness, float32 [N] each."""
+        safety = _share(self._safety, "score", shards)
+        helpfulness = _share(self._helpfulness, "score", shards)
+        return np.concatenate(ray.get(safety)), np.concatenate(ray.get(helpfulness))
+
+    def score(self, shards: Sequence[ObjectRef]) -> Scores:
+        """Have every model score rollouts, all models at the same time."""
+        reference = _share(self._reference, "logprobs", shards)
+        safety = _share(self._safety, "score", shards)
+        helpfulness = _share(self._helpfulness, "score", shards)
+        policy = [rank.score.remote(*shards) for rank in self._policy]
+        critic = [rank.score.remote(*shards) for rank in self._critic]
+        return Scores(
+            rollouts=_joined(shards),
+            policy_logprobs=_in_order(policy),
+            reference_logprobs=_joined(reference),
+            values=_in_order(critic),
+            safety=np.concatenate(ray.get(safety)),
+            helpfulness=np.concatenate(ray.get(helpfulness)),
+        )
+
+    def update(self, experiences: Sequence[Experience], version: int) -> dict[str, float]:
+        """One pass of both learners over a batch; returns their metrics."""
+        batch = ray.put(list(experiences))
+        ranks = [*self._policy, *self._critic]
+        metrics = ray.get([rank.update.remote(batch, version) for rank in ranks])
+        return metrics[0] | metrics[len(self._policy)]
+
+    def sync(self, version: int) -> None:
+        """Bring every rollout worker to the policy's weights and stamp them with `version`."""
+        parallel = self._settings.rollout.tensor_parallel_size
+        ray.get(
+            [rank.sync_weights.remote(self._rollout, parallel, version) for rank in self._policy],
+            # The client's own time-outs are inside; this one catches a learner that hangs.
+            timeout=2 * self._settings.rollout.weight_sync.timeout_s,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write both learners' whole state."""
+        ray.get([rank.save.remote(directory) for rank in (*self._policy, *self._critic)])
+
+    def restore(self, directory: Path) -> None:
+        """Take up both learners' whole state."""
+        ray.get([rank.restore.remote(directory) for rank in (*self._policy, *self._critic)])
+
+    def export(self, directory: Path) -> None:
+        """Write the policy as a transformers directory."""
+        ray.get([rank.export.remote(directory) for rank in self._policy])
+
+    def reference_digest(self) -> str:
+        """A hash of the reference's weights; all replicas must agree."""
+        digests = set(ray.get([replica.digest.remote() for replica in self._reference]))
+        if len(digests) != 1:
+            raise RuntimeError(f"the reference's replicas hold different weights: {digests}")
+        return str(digests.pop())
+
+    def release(self) -> None:
+        """End all roles and give their room back."""
+        self._placement.release()
+
+    def _reward_models(
+        self, role: str, path: str, policy_path: str
+    ) -> list[ActorHandle]:
+        settings = getattr(self._settings, role)
+        own = {"role": role, "path": path, "settings": settings, "policy_path": policy_path}
+        return self._placement.start(role, RewardModel, [own] * settings.replicas, {})
+
+
+def deal(workers: Sequence[ActorHandle]) -> Deal:
+    """Cut a batch into one shard per rollout worker, by index, so that a run repeats.
+
+    Returns:
+        A function of prompts [N], their token ids [N], one seed each [N], the sampling settings
+        and the weight version, which starts sampling one answer per prompt and returns one
+        reference to a list of rollouts per worker; together in prompt order.
+    """
+
+    def sample(
+        prompts: Sequence[Prompt],
+        token_ids: Sequence[list[int]],
+        seeds: Sequence[int],
+        sampling: SamplingSettings,
+        version: int,
+    ) -> list[ObjectRef]:
+        bounds = np.linspace(0, len(prompts), len(workers) + 1).astype(int)
+        return [
+            worker.generate.remote(
+                prompts[start:end], token_ids[start:end], seeds[start:end], sampling, version
+            )
+            for worker, start, end in zip(workers, bounds[:-1], bounds[1:], strict=True)
+        ]
+
+    return sample
+
+
+def _share(replicas: list[ActorHandle], method: str, shards: Sequence[ObjectRef]) -> list[ObjectRef]:
+    """Deal shards to replicas by index, so that a run repeats."""
+    return [
+        getattr(replicas[index % len(replicas)], method).remote(shard)
+        for index, shard in enumerate(shards)
+    ]
+
+
+def _joined(parts: Sequence[ObjectRef]) -> list[Any]:
+    return [item for part in ray.get(list(parts)) for item in part]
+
+
+def _in_order(parts: Sequence[ObjectRef]) -> list[Float32Array]:
+    """Put the ranks' shares of a batch back in the batch's order."""
+    merged: dict[int, Float32Array] = {}
+    for part in ray.get(list(parts)):
+        merged |= part
+    return [merged[index] for index in range(len(merged))]

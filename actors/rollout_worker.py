@@ -1,0 +1,161 @@
+"""The rollout worker: a vLLM engine that samples answers, tokens in and tokens out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from vllm import LLM, SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferInitRequest,
+    WeightTransferUpdateRequest,
+)
+from vllm.inputs import TokensPrompt
+
+from cluster.config.ppo import SamplingSettings
+from cluster.config.roles import RolloutRole
+from cluster.errors import StaleEngineError
+from cluster.types import FinishReason, Prompt, Rollout
+
+
+class RolloutWorker:
+    """Samples from one weight version at a time, and refuses any other.
+
+    Args:
+        model: a transformers directory or hub id.
+        settings: the role's settings.
+        max_model_len: longest prompt plus answer, in tokens.
+        eos_token_id: ends an answer.
+        seed: of the engine; every request has a seed of its own beside it.
+    """
+
+    def __init__(
+        self, model: str, settings: RolloutRole, max_model_len: int, eos_token_id: int, seed: int
+    ) -> None:
+        self._eos_token_id = eos_token_id
+        self._updating = False
+        parallel = settings.tensor_parallel_size
+        self._llm = LLM(
+            model=model,
+            skip_tokenizer_init=True,
+            dtype=settings.precision,
+            seed=seed,
+            max_model_len=max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            # Room for a whole wave of prompts in one scheduler step.
+            max_num_batched_tokens=max(8192, max_model_len),
+            enforce_eager=settings.enforce_eager,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            tensor_parallel_size=parallel,
+            distributed_executor_backend="uni" if parallel == 1 else "ray",
+            # Logprobs at the sampling temperature: vLLM's default leaves it out.
+            logprobs_mode="processed_logprobs",
+            # A cached prefix would be recomputed after a resume: other bits for the same seed.
+            enable_prefix_caching=False,
+            weight_transfer_config=WeightTransferConfig(backend=settings.weight_sync.backend),
+            disable_log_stats=True,
+        )
+
+    def version(self) -> str:
+        """The weight version that the engine holds, as vLLM itself says."""
+        return self._llm.get_weight_version()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        token_ids: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: SamplingSettings,
+        version: int,
+        sample_index: int = 0,
+    ) -> list[Rollout]:
+        """Sample one answer per prompt.
+
+        Args:
+            prompts: N prompts, carried through.
+            token_ids: N lists of prompt tokens.
+            seeds: N request seeds: the same seed and weights give the same tokens.
+            sampling: temperature, nucleus and length.
+            version: the weight version that the answers must come from.
+            sample_index: carried through.
+
+        Raises:
+            StaleEngineError: the engine holds another version, or is amid an update.
+        """
+        self._require(version)
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_response_tokens,
+                seed=seed,
+                logprobs=0,
+                detokenize=False,
+                stop_token_ids=[self._eos_token_id],
+            )
+            for seed in seeds
+        ]
+        inputs = [TokensPrompt(prompt_token_ids=list(ids)) for ids in token_ids]
+        outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+        return [
+            self._rollout(prompt, list(ids), output.outputs[0], version, sample_index)
+            for prompt, ids, output in zip(prompts, token_ids, outputs, strict=True)
+        ]
+
+    def _require(self, version: int) -> None:
+        held = "an unfinished update" if self._updating else self.version()
+        if held != str(version):
+            raise StaleEngineError(f"the sampler holds {held}, asked for version {version}")
+
+    def _rollout(
+        self, prompt: Prompt, prompt_ids: list[int], completion: Any, version: int, sample: int
+    ) -> Rollout:
+        held = {span.version for span in completion.weight_versions or []}
+        if held != {str(version)}:
+            raise StaleEngineError(f"an answer came from versions {held}, asked for {version}")
+        response = list(completion.token_ids)
+        logprobs = [
+            step[token].logprob for token, step in zip(response, completion.logprobs, strict=True)
+        ]
+        finish: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
+        return Rollout(
+            prompt=prompt,
+            sample_index=sample,
+            policy_version=version,
+            token_ids=np.asarray(prompt_ids + response, dtype=np.int64),
+            response_start=len(prompt_ids),
+            sampler_logprobs=np.asarray(logprobs, dtype=np.float32),
+            finish_reason=finish,
+        )
+
+    def init_weight_transfer_engine(self, request: WeightTransferInitRequest) -> None:
+        """Open the way for new weights."""
+        self._llm.init_weight_transfer_engine(request)
+
+    def start_weight_update(self) -> None:
+        """Begin an update; until it is finished nothing is sampled."""
+        self._updating = True
+        self._llm.start_weight_update()
+
+    def update_weights(self, request: WeightTransferUpdateRequest) -> None:
+        """Take one part of the new weights."""
+        self._llm.update_weights(request)
+
+    def finish_weight_update(self, weight_version: str) -> None:
+        """Take up the new weights and their version."""
+        self._llm.finish_weight_update(weight_version)
+        self._updating = False
+
+
+def rollout_environment(settings: RolloutRole) -> dict[str, str]:
+    """Environment that a rollout worker's process must start with."""
+    return {
+        # The engine lives in the actor's own process: one process, one set of failures.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
+        # Several roles share the cores: threads bound to cores would pile up on the first ones.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "TORCHDYNAMO_DISABLE": "1" if settings.enforce_eager else "0",
+    }

@@ -1,0 +1,1 @@
+"""Where does it run: configuration, data types, Ray sessions, placement, run directories."""

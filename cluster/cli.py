@@ -1,0 +1,54 @@
+"""The command `rayward`: gathers every room's commands, and turns bad input into one line."""
+
+import json
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from cluster.config.recipe import Recipe
+from cluster.errors import InputError, RunStopped
+
+_EXIT_BAD_INPUT = 2
+_EXIT_STOPPED = 130  # as a shell says of a program that SIGINT ended
+
+config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+
+
+@config_app.callback()
+def _config() -> None:
+    """Look at the configuration."""
+
+
+@config_app.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of recipes, with which editors complete them."""
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+def make_app() -> typer.Typer:
+    """The whole command line. Rooms announce their apps in the group `rayward.commands`."""
+    app = typer.Typer(
+        help="Safety RLHF on a Ray cluster.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    app.add_typer(config_app, name="config")
+    for room in sorted(entry_points(group="rayward.commands"), key=lambda room: room.name):
+        app.add_typer(room.load())
+    return app
+
+
+def main() -> None:
+    """Run the command line. Bad input: one line on stderr and exit code 2."""
+    try:
+        make_app()()
+    except InputError as error:
+        # Ray wraps what a worker raised, with the worker's traceback; the person needs the line.
+        original = getattr(error, "cause", error)
+        print(f"rayward: {' '.join(str(original).split())}", file=sys.stderr)
+        sys.exit(_EXIT_BAD_INPUT)
+    except (RunStopped, KeyboardInterrupt) as stopped:
+        print(f"rayward: {str(stopped) or 'interrupted'}; --resume goes on", file=sys.stderr)
+        sys.exit(_EXIT_STOPPED)

@@ -1,0 +1,1 @@
+"""Typed configuration: strict, frozen, importable without torch."""

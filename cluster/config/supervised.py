@@ -1,0 +1,64 @@
+"""Settings of the supervised stages: SFT and the two reward models."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config.base import Settings
+from cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Precision, Resources
+
+
+class ScheduleSettings(Settings):
+    """Linear warm-up, then cosine decay (Llama 2, sections 3.1 and 3.2.2)."""
+
+    warmup_share: float = Field(default=0.03, ge=0, lt=1)
+    """Share of all steps spent on the warm-up."""
+    warmup_min_steps: int = Field(default=5, ge=0)
+    """The warm-up takes at least this many steps."""
+    final_share: float = Field(default=0.1, ge=0, le=1)
+    """The learning rate ends at this share of its peak."""
+
+
+class SupervisedSettings(Settings):
+    """What SFT and reward training share: one loop, one set of settings."""
+
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the data."""
+    batch_size: int = Field(default=64, ge=1)
+    """Rows (demonstrations or pairs) per optimizer step, over all ranks."""
+    max_tokens: int = Field(default=512, ge=8)
+    """Longest sequence in tokens. Longer rows are left out and counted."""
+    max_tokens_per_microbatch: int = Field(default=16384, ge=1)
+    """Padded tokens in one forward and backward pass, at most; the rest is accumulated."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimizer steps; null runs all epochs."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """AdamW's settings."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """The learning-rate schedule."""
+    deepspeed: DeepSpeedSettings = DeepSpeedSettings()
+    """Ranks and ZeRO stage."""
+    precision: Precision = "float32"
+    """The dtype of the trained weights."""
+    resources: Resources = Resources()
+    """What each rank asks of Ray."""
+
+
+class SFTSettings(SupervisedSettings):
+    """Supervised (safety) fine-tuning (Llama 2, sections 3.1 and 4.2.2)."""
+
+    loss_on: Literal["final_turn", "all_assistant_turns"] = "final_turn"
+    """Which assistant turns are learned; prompt tokens never are."""
+
+
+class RewardTrainingSettings(SupervisedSettings):
+    """Training of one reward model (Llama 2, section 3.2.2)."""
+
+    margin: Literal["none", "small", "large"] = "none"
+    """Rating margins in the ranking loss (Llama 2, table 27)."""
+    auxiliary_weight: float = Field(default=0.1, ge=0)
+    """Weight of the safety classification loss; only the safety model has one."""
+    safety_share: float = Field(default=0.9, ge=0, le=1)
+    """Safety model: share of safety pairs in its mix; the rest are helpfulness pairs."""
+    other_ratio: float = Field(default=1.0, ge=0)
+    """Helpfulness model: safety pairs drawn per helpfulness pair (1.0 is the paper's 1:1)."""

@@ -1,0 +1,276 @@
+"""A run is a directory: everything else reads it.
+
+ROOT/recipe.yaml            the recipe, every default spelled out
+     manifest.json          code, packages, data digests, lineage of the models
+     status.json            how it stands
+     metrics.jsonl          numbers by step; tensorboard/ holds the same
+     samples/STAGE.parquet  answers on held-out prompts; samples/ppo/step-000001.parquet
+     models/STAGE/          what a stage made
+     checkpoints/           what a running stage resumes from
+     stages/STAGE.json      written last: the stage is done, and this came out
+     summary.json, report.html
+     .lock                  held by the process that writes here
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from cluster.atomic import write_bytes
+from cluster.config.load import load_recipe
+from cluster.config.recipe import Recipe
+from cluster.errors import InputError
+from cluster.manifest import code_version, directory_digest, new_manifest
+
+RunState = Literal["running", "succeeded", "failed", "stopped"]
+
+_LOCK = ".lock"
+
+
+class RunStatus(BaseModel):
+    """How a run stands."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: RunState
+    stage: str | None
+    updated: datetime  # UTC
+    error: str | None  # one line
+
+
+class RunDirectory:
+    """A run on disk. `RunDirectory(root)` reads; `create` and `resume` also lock it for writing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, root: Path, recipe: Recipe) -> Self:
+        """Start a run in a directory that is empty or not there yet, and lock it.
+
+        Raises:
+            InputError: there is something at `root`, or another process is using it.
+        """
+        run = cls(root)
+        run._refuse_contents()
+        run.root.mkdir(parents=True, exist_ok=True)
+        run._acquire()
+        # Another process may have been faster between the look and the lock.
+        run._refuse_contents()
+        write_json(run.root / "manifest.json", new_manifest(recipe.name, recipe.seed, _now()))
+        run.set_status("running")
+        document = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        write_bytes(str(run.recipe_path), document.encode())
+        return run
+
+    @classmethod
+    def resume(cls, root: Path, recipe: Recipe) -> Self:
+        """Go on with a run, under the recipe that it was started with, and lock it.
+
+        Raises:
+            InputError: there is no run at `root`, its recipe differs, or another process is
+                using it.
+        """
+        run = cls(root)
+        if not run.recipe_path.is_file():
+            raise InputError("--resume", str(root), "the directory of a run that was started")
+        run._refuse_other_recipe(recipe)
+        run._acquire()
+        manifest = run.manifest()
+        manifest["resumed"].append({"time": _now(), "code": code_version()})
+        write_json(run.root / "manifest.json", manifest)
+        run.set_status("running")
+        return run
+
+    @property
+    def recipe_path(self) -> Path:
+        """The recipe as resolved."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Numbers by step, as `cluster.metrics` writes them."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """TensorBoard events."""
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """What a running stage resumes from."""
+        return self.root / "checkpoints"
+
+    @property
+    def summary_path(self) -> Path:
+        """The run's results in short."""
+        return self.root / "summary.json"
+
+    @property
+    def report_path(self) -> Path:
+        """The report for people."""
+        return self.root / "report.html"
+
+    def samples_path(self, stage: str) -> Path:
+        """Answers on held-out prompts after a stage."""
+        return self.root / "samples" / f"{stage}.parquet"
+
+    def ppo_samples_path(self, step: int) -> Path:
+        """Answers that a PPO step learned from."""
+        return self.root / "samples" / "ppo" / f"step-{step:06d}.parquet"
+
+    def model_dir(self, stage: str) -> Path:
+        """The model that a stage made."""
+        return self.root / "models" / stage
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was started with.
+
+        Raises:
+            InputError: the file is missing or no recipe.
+        """
+        return load_recipe(self.recipe_path)
+
+    def manifest(self) -> dict[str, Any]:
+        """Where the run comes from."""
+        return _read_json(self.root / "manifest.json")
+
+    def status(self) -> RunStatus:
+        """How the run stands."""
+        return RunStatus.model_validate_json((self.root / "status.json").read_bytes())
+
+    def set_status(
+        self, state: RunState, stage: str | None = None, error: str | None = None
+    ) -> None:
+        """Write how the run stands; line breaks in `error` become spaces."""
+        line = None if error is None else " ".join(error.split())
+        status = RunStatus(state=state, stage=stage, updated=datetime.now(UTC), error=line)
+        write_bytes(str(self.root / "status.json"), status.model_dump_json(indent=1).encode())
+
+    def record_data(self, digests: Mapping[str, str]) -> None:
+        """Put the digests of data files, by file, into the manifest."""
+        manifest = self.manifest()
+        manifest["data"].update(digests)
+        write_json(self.root / "manifest.json", manifest)
+
+    def record_model(self, stage: str, parents: Mapping[str, str]) -> None:
+        """Put the digest of a stage's model, and the models it came from, into the manifest.
+
+        Args:
+            stage: the stage, whose model is complete.
+            parents: by role (such as "start" or "safety") the model directory or hub id.
+        """
+        model = self.model_dir(stage)
+        manifest = self.manifest()
+        manifest["lineage"][stage] = {
+            "model": model.relative_to(self.root).as_posix(),
+            "digest": directory_digest(model),
+            "parents": dict(parents),
+        }
+        write_json(self.root / "manifest.json", manifest)
+
+    def complete_stage(self, name: str, result: Mapping[str, Any]) -> None:
+        """Mark a stage as done. It is the last thing that a stage writes.
+
+        Raises:
+            ValueError: the result holds a number that is not finite.
+        """
+        document = {"stage": name, "completed": _now(), "result": dict(result)}
+        write_json(self.root / "stages" / f"{name}.json", document)
+
+    def stage_result(self, name: str) -> dict[str, Any] | None:
+        """What came out of a stage, or None if it is not done."""
+        path = self.root / "stages" / f"{name}.json"
+        if not path.is_file():
+            return None
+        result: dict[str, Any] = _read_json(path)["result"]
+        return result
+
+    def close(self) -> None:
+        """Let other processes write here. The end of the process does it too."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _acquire(self) -> None:
+        lock = (self.root / _LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise InputError(
+                "--out", str(self.root), f"a run that no other process is using ({owner} is)"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        self._lock = lock
+
+    def _refuse_contents(self) -> None:
+        if not self.root.exists():
+            return
+        if not self.root.is_dir():
+            raise InputError("--out", str(self.root), "a directory; it is a file")
+        if any(entry.name != _LOCK for entry in self.root.iterdir()):
+            self.close()
+            raise InputError(
+                "--out", str(self.root), "an empty directory; choose another or --resume"
+            )
+
+    def _refuse_other_recipe(self, recipe: Recipe) -> None:
+        started = _settings(self.recipe().model_dump(mode="json"))
+        given = _settings(recipe.model_dump(mode="json"))
+        for name in [*started, *(name for name in given if name not in started)]:
+            old, new = started.get(name), given.get(name)
+            if old != new:
+                raise InputError(name, new, f"{old!r}, with which the run was started")
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically; numbers that are not finite raise ValueError."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(str(path.absolute()), (text + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def _settings(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        if isinstance(value, dict) and value:
+            flat.update(_settings(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

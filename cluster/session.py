@@ -1,0 +1,68 @@
+"""Joining a Ray cluster, or starting an embedded one."""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ray
+
+from cluster.errors import InputError
+
+_PROBE_TIMEOUT_S = 5.0
+
+
+@contextmanager
+def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[None]:
+    """A Ray session for the time of the block.
+
+    Args:
+        address: of a running cluster (`host:port` or `ray://host:port`), or None to start one.
+        cpus: logical CPUs that the run's roles ask for. An embedded Ray declares at least these,
+            because its roles take turns: more processes than cores is by design.
+        workdir: the working directory of this process from here on. Ray puts it first on the
+            workers' path, where a user's own `services/` folder would shadow ours.
+
+    Raises:
+        InputError: nothing answers at the address.
+    """
+    os.chdir(workdir)
+    # Ray's metrics agents and usage report do nothing for an embedded session but start slowly.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # DeepSpeed's compiled op lives with the environment that `make setup` built it in.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    if address is not None and address != "auto":
+        _probe(address)
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=max(int(cpus + 0.999), os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Ray itself waits minutes where nobody listens; ask first."""
+    expected = "host:port or ray://host:port of a running Ray cluster"
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InputError("--address", address, expected) from error
+    if not host or not port:
+        raise InputError("--address", address, expected)
+    try:
+        socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        raise InputError("--address", address, f"{expected}; nothing answers ({error})") from error

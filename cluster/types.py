@@ -1,0 +1,125 @@
+"""The data types that pass between the rooms.
+
+Index t is always a token, logprobs are in nats, scores are logits: higher is better.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+RiskCategory = Literal[
+    "illicit_and_criminal_activities",
+    "hateful_and_harmful_activities",
+    "unqualified_advice",
+]
+AttackVector = Literal[
+    "psychological_manipulation",
+    "logic_manipulation",
+    "syntactic_manipulation",
+    "semantic_manipulation",
+    "perspective_manipulation",
+    "non_english",
+    "other",
+]
+Axis = Literal["safety", "helpfulness"]
+Rating = Literal["significantly", "better", "slightly", "negligibly"]
+MessageRole = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+
+RISK_CATEGORIES: tuple[RiskCategory, ...] = get_args(RiskCategory)
+ATTACK_VECTORS: tuple[AttackVector, ...] = get_args(AttackVector)
+AXES: tuple[Axis, ...] = get_args(Axis)
+RATINGS: tuple[Rating, ...] = get_args(Rating)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: MessageRole
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for the assistant's answer.
+
+    `adversarial` is the tag that the piecewise reward reads (Llama 2, section 4.2.3).
+    `borderline` marks a benign prompt that is worded like an adversarial one.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    risk_category: RiskCategory | None
+    attack_vector: AttackVector | None
+    adversarial: bool
+    borderline: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and the answer to imitate."""
+
+    prompt: Prompt
+    response: str
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two answers to one prompt, of which `chosen` was preferred on `axis`."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    axis: Axis
+    rating: Rating | None
+    chosen_safe: bool | None
+    rejected_safe: bool | None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer, in tokens. R is the response length, L - response_start."""
+
+    prompt: Prompt
+    sample_index: int
+    policy_version: int
+    token_ids: Int64Array  # [L]: prompt, then response
+    response_start: int
+    sampler_logprobs: Float32Array  # [R], at the sampling temperature
+    finish_reason: FinishReason
+
+    @property
+    def response_ids(self) -> Int64Array:
+        """The response's token ids, int64 [R]."""
+        return self.token_ids[self.response_start :]
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout with everything that the models say of it."""
+
+    rollout: Rollout
+    policy_logprobs: Float32Array  # [R], the learner's, before the update
+    reference_logprobs: Float32Array  # [R]
+    values: Float32Array  # [R]
+    safety: float  # logit
+    helpfulness: float  # logit
+    decided_by: str  # which reward model decided, by the reward mix
+    reward: float  # the mix's sequence reward, as it enters the token rewards
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A scored rollout ready to learn from."""
+
+    scored: ScoredRollout
+    token_rewards: Float32Array  # [R]
+    advantages: Float32Array  # [R]
+    returns: Float32Array  # [R]

@@ -1,0 +1,68 @@
+"""The commands of this room: demo, run, import."""
+
+import json
+from datetime import datetime
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.config.load import load_recipe
+from cluster.config.recipe import Recipe
+from pipelines.import_data import import_command
+
+app = typer.Typer(no_args_is_help=True)
+app.command("import")(import_command)
+
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The run directory; default: a new one under runs/.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        envvar="RAY_ADDRESS",
+        help="Of a running Ray cluster; default: an embedded Ray.",
+    ),
+]
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    seed: Annotated[int, typer.Option(help="Every random draw comes from this.", min=0)] = 0,
+    address: Address = None,
+) -> None:
+    """Make a small language model safer, from scratch, and show what happened."""
+    with as_file(files("pipelines.recipes") / "demo.yaml") as path:
+        recipe = load_recipe(path, [f"seed={seed}"])
+    _run(recipe, out, resume=False, address=address)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe: YAML, see `rayward config schema`.")],
+    out: Out = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out.")
+    ] = False,
+    address: Address = None,
+) -> None:
+    """Run a recipe."""
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs --out, the directory of the run to go on with")
+    _run(load_recipe(recipe, overrides), out, resume, address)
+
+
+def _run(recipe: Recipe, out: Path | None, resume: bool, address: str | None) -> None:
+    # torch and vLLM take seconds to import; bad input should not have to wait for them.
+    from pipelines.run_recipe import run_recipe
+
+    name = f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    summary = run_recipe(recipe, (out or Path("runs") / name).absolute(), resume, address)
+    print(json.dumps(summary, indent=1))

@@ -1,0 +1,282 @@
+"""Proximal policy optimisation with two reward models (Llama 2, sections 3.4.3 and 4.2.3).
+
+Who waits for whom in a step:
+
+    prompts -> rollout workers (vLLM)
+            -> { policy, critic, reference, safety, helpfulness } in parallel
+            -> reward mix -> whitening -> KL -> GAE              (the barrier: a whole batch)
+            -> learners (DeepSpeed; policy and critic in parallel)
+            -> weight sync -> rollout workers
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from transformers import PreTrainedTokenizerBase
+
+from actors.chat import decode_response
+from actors.mixes import RewardMix, make_mix
+from actors.roles import Roles
+from cluster.atomic import write_bytes
+from cluster.checkpoints import CheckpointStore
+from cluster.config.ppo import PPOSettings
+from cluster.errors import RunStopped
+from cluster.metrics import MetricsWriter
+from cluster.progress import announce, stage_progress
+from cluster.run_directory import RunDirectory
+from cluster.types import Experience
+from pipelines.early_stop import EarlyStop
+from pipelines.experience import make_experience
+from pipelines.prompt_stream import EncodedPrompt, PromptStream
+from pipelines.samples import Sample, write_samples
+
+_STAGE = "ppo"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class PPOResult:
+    """What a PPO stage came to."""
+
+    steps: int
+    best_step: int  # the step whose weights are the stage's model
+    version: int  # the weight version of that model on the rollout workers
+    early_stopped: bool
+    reference_digest: str
+
+
+@dataclass
+class _State:
+    """Everything beside the learners that a checkpoint holds. All draws come from the step."""
+
+    step: int
+    early_stop: EarlyStop | None
+    stream: PromptStream
+    mix: RewardMix
+
+    def write(self, path: Path) -> None:
+        document = {
+            "step": self.step,
+            "early_stop": asdict(self.early_stop.state) if self.early_stop else None,
+            "prompts": self.stream.state(),
+            "mix": self.mix.state(),
+        }
+        write_bytes(str(path), json.dumps(document).encode())
+
+    def restore(self, path: Path) -> None:
+        document = json.loads(path.read_bytes())
+        self.step = document["step"]
+        self.stream.restore(document["prompts"])
+        self.mix.restore(document["mix"])
+        if self.early_stop:
+            self.early_stop.restore(document["early_stop"])
+
+
+class PPO:
+    """One PPO stage.
+
+    Args:
+        settings: the stage's settings.
+        roles: all roles, started.
+        tokenizer: the policy's.
+        prompts: training prompts.
+        validation: held-out prompts that early stopping measures; none are trained on.
+        run: where everything goes.
+        metrics: where the numbers go.
+        seed: of the run.
+        should_stop: asked after every step; true ends the run with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        settings: PPOSettings,
+        roles: Roles,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[EncodedPrompt],
+        validation: Sequence[EncodedPrompt],
+        run: RunDirectory,
+        metrics: MetricsWriter,
+        seed: int,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._roles = roles
+        self._tokenizer = tokenizer
+        self._validation = validation
+        self._run = run
+        self._metrics = metrics
+        self._seed = seed
+        self._should_stop = should_stop
+        self._store = CheckpointStore(run.checkpoints_dir / _STAGE, settings.checkpoint.keep)
+        early_stop = EarlyStop(settings.early_stop) if settings.early_stop and validation else None
+        mix = make_mix(settings.mix)
+        self._state = _State(0, early_stop, PromptStream(prompts, seed), mix)
+
+    def train(self) -> PPOResult:
+        """Run the stage from its newest checkpoint, or from the start, to its end."""
+        digest = self._roles.reference_digest()
+        self._resume()
+        state, settings = self._state, self._settings
+        with stage_progress(_STAGE, total=settings.steps, done=state.step) as advance:
+            while state.step < settings.steps and not self._exhausted():
+                numbers = self._step()
+                advance(1, {"reward": numbers["critic/score/mean"], "kl": numbers["actor/reference_kl"]})
+                if self._should_stop():
+                    self._checkpoint()
+                    raise RunStopped(f"stopped after step {state.step} of {_STAGE}")
+        if self._roles.reference_digest() != digest:
+            raise RuntimeError("the reference's weights changed during the run")
+        best, version = self._take_best()
+        return PPOResult(state.step, best, version, self._exhausted(), digest)
+
+    def _step(self) -> dict[str, float]:
+        """Sample, score, learn, sync; then measure and keep."""
+        clock = _Clock()
+        state, roles = self._state, self._roles
+        version = state.step
+        batch = state.stream.take(self._settings.batch_size)
+        shards = self._sample(batch, version)
+        clock.lap("timing/sample", wait_for=shards)
+        scores = roles.score(shards)
+        clock.lap("timing/score")
+        experience = make_experience(scores, state.mix, self._settings)
+        clock.lap("timing/advantages")
+        learned = roles.update(experience.experiences, version)
+        clock.lap("timing/update")
+        state.step += 1
+        roles.sync(state.step)
+        clock.lap("timing/sync")
+        numbers = experience.metrics | learned
+        if state.early_stop and state.early_stop.due(state.step):
+            numbers |= self._measure()
+            clock.lap("timing/validation")
+        tokens = sum(len(rollout.token_ids) for rollout in scores.rollouts)
+        numbers |= clock.laps() | {"perf/throughput": tokens / clock.total()}
+        self._write_samples(experience.experiences)
+        self._metrics.log(state.step, _STAGE, numbers)
+        new_best = state.early_stop is not None and state.early_stop.state.best_step == state.step
+        if new_best or state.step % self._settings.checkpoint.every == 0:
+            self._checkpoint()
+        return numbers
+
+    def _sample(self, prompts: Sequence[EncodedPrompt], version: int) -> list[Any]:
+        # One seed per answer, from the run's seed, the version and the place in the batch.
+        sequence = np.random.SeedSequence([self._seed, version])
+        seeds = sequence.generate_state(len(prompts), np.uint32).tolist()
+        return self._roles.sample(
+            [one.prompt for one in prompts],
+            [one.token_ids for one in prompts],
+            seeds,
+            self._settings.sampling,
+            version,
+        )
+
+    def _measure(self) -> dict[str, float]:
+        """The objective on held-out prompts: mean probability of the mixed score, less the KL."""
+        state = self._state
+        assert state.early_stop is not None
+        scores = self._roles.score(self._sample(self._validation, state.step))
+        tagged = [rollout.prompt.adversarial for rollout in scores.rollouts]
+        score = state.mix.combine(scores.safety, scores.helpfulness, tagged).score
+        reward = float(np.mean(1 / (1 + np.exp(-score.astype(np.float64)))))
+        kl = float(
+            np.mean(
+                [
+                    (policy - reference).sum()
+                    for policy, reference in zip(
+                        scores.policy_logprobs, scores.reference_logprobs, strict=True
+                    )
+                ]
+            )
+        )
+        objective = reward - self._settings.kl.beta * kl
+        state.early_stop.observe(state.step, objective)
+        return {
+            "validation/reward": reward,
+            "validation/reference_kl": kl,
+            "validation/objective": objective,
+        }
+
+    def _exhausted(self) -> bool:
+        return self._state.early_stop is not None and self._state.early_stop.exhausted
+
+    def _checkpoint(self) -> None:
+        if self._state.step in self._store.complete():
+            return
+        if self._state.early_stop and self._state.early_stop.state.best_step is not None:
+            self._store.keep_also = {self._state.early_stop.state.best_step}
+        with self._store.write(self._state.step) as directory:
+            self._roles.save(directory)
+            self._state.write(directory / _STATE)
+
+    def _resume(self) -> None:
+        latest = self._store.latest()
+        if latest is None:
+            self._metrics.truncate(_STAGE, after_step=0)
+            return
+        step, directory = latest
+        self._roles.restore(directory)
+        self._state.restore(directory / _STATE)
+        self._metrics.truncate(_STAGE, after_step=step)
+        self._roles.sync(step)
+        announce(f"{_STAGE}: resumed after step {step}")
+
+    def _take_best(self) -> tuple[int, int]:
+        """Go back to the best measured weights, if they are not the last; step and version."""
+        state = self._state
+        best = state.early_stop.state.best_step if state.early_stop else None
+        if best is None or best == state.step:
+            return state.step, state.step
+        self._roles.restore(self._store.path(best))
+        # A version is one set of weights for ever: the best ones come back under a new number.
+        self._roles.sync(state.step + 1)
+        return best, state.step + 1
+
+    def _write_samples(self, experiences: Sequence[Experience]) -> None:
+        rows = [
+            Sample(
+                prompt=one.scored.rollout.prompt,
+                response=decode_response(
+                    self._tokenizer, one.scored.rollout.response_ids.tolist()
+                ),
+                safety=one.scored.safety,
+                helpfulness=one.scored.helpfulness,
+                decided_by=one.scored.decided_by,
+                verdict=None,
+                step=self._state.step,
+                policy_version=one.scored.rollout.policy_version,
+                finish_reason=one.scored.rollout.finish_reason,
+            )
+            for one in experiences
+        ]
+        write_samples(self._run.ppo_samples_path(self._state.step), rows)
+
+
+class _Clock:
+    """Seconds per phase of a step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str, wait_for: Sequence[Any] = ()) -> None:
+        """End a phase, once `wait_for` is there."""
+        if wait_for:
+            ray.wait(list(wait_for), num_returns=len(wait_for), fetch_local=False)
+        now = time.perf_counter()
+        self._laps[name] = now - self._last
+        self._last = now
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    def laps(self) -> dict[str, float]:
+        """All phases, and `timing/step` for the whole."""
+        return {**self._laps, "timing/step": self.total()}

@@ -1,0 +1,1 @@
+"""The recipes that ship with Rayward, as YAML files beside this one."""

@@ -1,0 +1,109 @@
+"""The data of a run: read from a data directory, or generated as one first."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cluster.config.recipe import Recipe
+from cluster.errors import InputError
+from cluster.manifest import file_digest
+from cluster.run_directory import RunDirectory
+from cluster.tables import (
+    DataDirectory,
+    read_demonstrations,
+    read_preferences,
+    read_prompts,
+    write_demonstrations,
+    write_preferences,
+    write_prompts,
+)
+from cluster.types import AXES, Axis, Demonstration, PreferencePair, Prompt
+from pipelines.tiny_world.data import generate
+from pipelines.tiny_world.oracle import Oracle
+
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything that a run learns from and is measured on. No held-out prompt is trained on."""
+
+    demonstrations: list[Demonstration]
+    held_out_demonstrations: list[Demonstration]
+    prompts: list[Prompt]
+    validation_prompts: list[Prompt]
+    held_out_prompts: list[Prompt]
+    preferences: dict[Axis, list[PreferencePair]]
+    held_out_preferences: dict[Axis, list[PreferencePair]]
+    oracle: Oracle | None
+
+
+def load_data(recipe: Recipe, run: RunDirectory) -> RunData:
+    """Read what the recipe names; a split without rows is an empty list.
+
+    Raises:
+        InputError: a table is missing, malformed or empty.
+    """
+    if recipe.data.tiny_world is not None:
+        directory = DataDirectory(str(run.root / "data"))
+        if not directory.is_complete():
+            _write_tiny_world(recipe, directory)
+        digests = {
+            path.relative_to(run.root).as_posix(): file_digest(path)
+            for path in sorted((run.root / "data").rglob("*.parquet"))
+        }
+        run.record_data(digests)
+    else:
+        assert recipe.data.path is not None
+        directory = DataDirectory(recipe.data.path)
+        directory.require_complete()
+    pairs = _optional(directory, directory.preferences("train"), read_preferences)
+    held_out_pairs = _optional(directory, directory.preferences("held_out"), read_preferences)
+    return RunData(
+        demonstrations=_optional(
+            directory, directory.demonstrations("train"), read_demonstrations
+        ),
+        held_out_demonstrations=_optional(
+            directory, directory.demonstrations("held_out"), read_demonstrations
+        ),
+        prompts=_optional(directory, directory.prompts("train"), read_prompts),
+        validation_prompts=_optional(directory, directory.prompts("validation"), read_prompts),
+        held_out_prompts=_optional(directory, directory.prompts("held_out"), read_prompts),
+        preferences={axis: [pair for pair in pairs if pair.axis == axis] for axis in AXES},
+        held_out_preferences={
+            axis: [pair for pair in held_out_pairs if pair.axis == axis] for axis in AXES
+        },
+        oracle=Oracle() if recipe.data.tiny_world is not None else None,
+    )
+
+
+def require(name: str, rows: list[Prompt] | list[Demonstration] | list[PreferencePair]) -> None:
+    """Refuse a stage that has nothing to work on.
+
+    Raises:
+        InputError: there are no rows.
+    """
+    if not rows:
+        raise InputError(f"data: {name}", 0, "at least one row for the stages of this recipe")
+
+
+def _optional(
+    directory: DataDirectory, path: str, read: Callable[[str], list[_Row]]
+) -> list[_Row]:
+    return read(path) if directory.exists(path) else []
+
+
+def _write_tiny_world(recipe: Recipe, directory: DataDirectory) -> None:
+    assert recipe.data.tiny_world is not None
+    world = generate(recipe.seed, recipe.data.tiny_world)
+    write_demonstrations(directory.demonstrations("train"), world.train_demonstrations)
+    write_prompts(directory.prompts("train"), world.train_prompts)
+    write_prompts(directory.prompts("validation"), world.validation_prompts)
+    write_prompts(directory.prompts("held_out"), world.held_out_prompts)
+    for split, pairs in (
+        ("train", world.train_preferences),
+        ("held_out", world.held_out_preferences),
+    ):
+        both = [pair for axis in AXES for pair in pairs[axis]]
+        write_preferences(directory.preferences(split), both)
+    directory.mark_complete()

@@ -1,0 +1,1 @@
+"""Who may ask: the HTTP surface. Serving and the job API build on `cluster` and `actors` here."""
