@@ -104,7 +104,9 @@ def token_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     Returns:
         float32 [B, L]; entries under padding mean nothing.
     """
-    return model.get_submodule("score")(_hidden(model, input_ids, attention_mask)).squeeze(-1).float()
+    return (
+        model.get_submodule("score")(_hidden(model, input_ids, attention_mask)).squeeze(-1).float()
+    )
 
 
 def sequence_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

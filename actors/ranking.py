@@ -33,7 +33,7 @@ def ranking_loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
     Returns:
         float [B], finite for any finite scores.
     """
-    return F.softplus(-(chosen - rejected - margins))
+    return -F.logsigmoid(chosen - rejected - margins)
 
 
 def auxiliary_safety_loss(scores: Tensor, is_safe: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A reward model: conversations in, one logit each out. Safety and helpfulness are two instances."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -8,11 +8,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from actors.chat import decode_response, encode_conversation
-from actors.microbatches import length_mask, plan_microbatches, right_pad
+from actors.microbatches import length_mask, right_pad
 from actors.models import load_scalar_model, load_tokenizer, sequence_scores, weights_digest
 from cluster.config.roles import ReplicatedRole
 from cluster.errors import UnscoredError
 from cluster.types import Float32Array, Rollout
+
+# Lengths are padded to a multiple of this, and so many rows share a forward pass.
+_BUCKET = 16
+_ROWS = 8
 
 
 class RewardModel:
@@ -55,14 +59,18 @@ class RewardModel:
 
     @torch.no_grad()
     def score_tokens(self, sequences: Sequence[Sequence[int]]) -> Float32Array:
-        """Score N token sequences of this model's own tokenizer -> float32 [N] logits."""
+        """Score N token sequences of this model's own tokenizer -> float32 [N] logits.
+
+        A sequence's score is the same, bit for bit, whatever it is scored with: every forward
+        pass has a shape that depends on nothing but the sequence's own length.
+        """
         scores = np.full(len(sequences), np.nan, dtype=np.float32)
-        lengths = [len(sequence) for sequence in sequences]
-        for rows in plan_microbatches(lengths, self._settings.max_tokens_per_microbatch):
-            batch = [sequences[row] for row in rows]
-            ids = right_pad(batch, 0).to(self._model.device)
-            mask = length_mask([len(sequence) for sequence in batch]).to(ids.device)
-            scores[rows] = sequence_scores(self._model, ids, mask).cpu().numpy()
+        for length, rows in _passes(sequences, self._settings.max_tokens_per_microbatch):
+            own = [len(sequences[row]) for row in rows]
+            ids = right_pad([[*sequences[row], *[0] * (length - n)] for row, n in zip(rows, own, strict=True)], 0)
+            mask = length_mask([*own, length])[:-1]
+            device = self._model.device
+            scores[rows] = sequence_scores(self._model, ids.to(device), mask.to(device)).cpu()
         unscored = int((~np.isfinite(scores)).sum())
         if unscored:
             raise UnscoredError(f"{self._role}: {unscored} of {len(scores)} scores are not finite")
@@ -79,6 +87,20 @@ class RewardModel:
         tokens = encode_conversation(self._tokenizer, rollout.prompt.messages, text).token_ids
         # An answer that was cut short must not look as if it had ended.
         return tokens if rollout.finish_reason == "stop" else tokens[:-1]
+
+
+def _passes(
+    sequences: Sequence[Sequence[int]], max_tokens: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Padded length and rows of each forward pass; a pass that is not full repeats its last row."""
+    buckets: dict[int, list[int]] = {}
+    for row, sequence in enumerate(sequences):
+        buckets.setdefault(-(-len(sequence) // _BUCKET) * _BUCKET, []).append(row)
+    for length, members in sorted(buckets.items()):
+        size = max(1, min(_ROWS, max_tokens // length))
+        for start in range(0, len(members), size):
+            rows = members[start : start + size]
+            yield length, rows + rows[-1:] * (size - len(rows))
 
 
 def _speak_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

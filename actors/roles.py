@@ -131,6 +131,11 @@ class Roles:
         self.sync(0)
 
     @property
+    def rollout_workers(self) -> list[ActorHandle]:
+        """Handles of the rollout workers."""
+        return self._rollout
+
+    @property
     def sample(self) -> Deal:
         """Starts sampling; see `deal`."""
         return deal(self._rollout)

@@ -10,7 +10,7 @@ from cluster.config.recipe import Recipe
 from cluster.errors import InputError, RunStopped
 
 _EXIT_BAD_INPUT = 2
-_EXIT_STOPPED = 130  # as a shell says of a program that SIGINT ended
+_EXIT_STOPPED = 130  # as a shell says, and typer too, of a program that SIGINT ended
 
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 
@@ -49,6 +49,6 @@ def main() -> None:
         original = getattr(error, "cause", error)
         print(f"rayward: {' '.join(str(original).split())}", file=sys.stderr)
         sys.exit(_EXIT_BAD_INPUT)
-    except (RunStopped, KeyboardInterrupt) as stopped:
-        print(f"rayward: {str(stopped) or 'interrupted'}; --resume goes on", file=sys.stderr)
+    except RunStopped as stopped:
+        print(f"rayward: {stopped}; --resume goes on", file=sys.stderr)
         sys.exit(_EXIT_STOPPED)

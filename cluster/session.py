@@ -13,6 +13,7 @@ import ray
 from cluster.errors import InputError
 
 _PROBE_TIMEOUT_S = 5.0
+_EXPECTED = "host:port or ray://host:port of a running Ray cluster"
 
 
 @contextmanager
@@ -20,7 +21,8 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
     """A Ray session for the time of the block.
 
     Args:
-        address: of a running cluster (`host:port` or `ray://host:port`), or None to start one.
+        address: of a running cluster (`host:port`, `ray://host:port` or `auto`, the one on this
+            machine), or None to start one.
         cpus: logical CPUs that the run's roles ask for. An embedded Ray declares at least these,
             because its roles take turns: more processes than cores is by design.
         workdir: the working directory of this process from here on. Ray puts it first on the
@@ -29,13 +31,12 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
     Raises:
         InputError: nothing answers at the address.
     """
+    check_address(address)
     os.chdir(workdir)
     # Ray's metrics agents and usage report do nothing for an embedded session but start slowly.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # DeepSpeed's compiled op lives with the environment that `make setup` built it in.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    if address is not None and address != "auto":
-        _probe(address)
     if address is None:
         ray.init(
             address="local",
@@ -45,24 +46,35 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
             logging_level="warning",
         )
     else:
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        except ConnectionError as error:
+            raise InputError("--address", address, f"{_EXPECTED} ({error})") from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _probe(address: str) -> None:
-    """Ray itself waits minutes where nobody listens; ask first."""
-    expected = "host:port or ray://host:port of a running Ray cluster"
-    parts = urlsplit(address if "://" in address else f"//{address}")
+def check_address(address: str | None) -> None:
+    """Ask whether anybody listens; Ray itself waits minutes where nobody does.
+
+    Args:
+        address: as for `ray_session`; None and "auto" have nothing to ask.
+
+    Raises:
+        InputError: it is no address, or nothing answers there.
+    """
+    if address is None or address == "auto":
+        return
     try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise InputError("--address", address, expected) from error
+        raise InputError("--address", address, _EXPECTED) from error
     if not host or not port:
-        raise InputError("--address", address, expected)
+        raise InputError("--address", address, _EXPECTED)
     try:
         socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S).close()
     except OSError as error:
-        raise InputError("--address", address, f"{expected}; nothing answers ({error})") from error
+        raise InputError("--address", address, f"{_EXPECTED}; nothing answers ({error})") from error

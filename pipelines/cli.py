@@ -10,6 +10,8 @@ import typer
 
 from cluster.config.load import load_recipe
 from cluster.config.recipe import Recipe
+from cluster.errors import InputError, RunStopped
+from cluster.session import check_address
 from pipelines.import_data import import_command
 
 app = typer.Typer(no_args_is_help=True)
@@ -48,21 +50,24 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     address: Address = None,
 ) -> None:
     """Run a recipe."""
     if resume and out is None:
-        raise typer.BadParameter("--resume needs --out, the directory of the run to go on with")
+        raise InputError("--out", None, "the directory of the run that --resume goes on with")
     _run(load_recipe(recipe, overrides), out, resume, address)
 
 
 def _run(recipe: Recipe, out: Path | None, resume: bool, address: str | None) -> None:
+    check_address(address)
     # torch and vLLM take seconds to import; bad input should not have to wait for them.
     from pipelines.run_recipe import run_recipe
 
     name = f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    summary = run_recipe(recipe, (out or Path("runs") / name).absolute(), resume, address)
+    try:
+        summary = run_recipe(recipe, (out or Path("runs") / name).absolute(), resume, address)
+    except KeyboardInterrupt as interrupt:
+        # typer would end the program without a word.
+        raise RunStopped("interrupted") from interrupt
     print(json.dumps(summary, indent=1))

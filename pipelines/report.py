@@ -18,6 +18,7 @@ from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES
 from pipelines.judgements import Cell, Rate, StageEvaluation
 from pipelines.report_charts import Chart, calibration_chart, histogram_chart, line_chart
 from pipelines.reward_accuracy import RewardModelEvaluation
+from pipelines.reward_metrics import SafetyCalibration
 from pipelines.samples import Sample, last_user_turn, read_samples
 from pipelines.summary import finished_stages, reward_evaluations, stage_evaluations
 
@@ -179,7 +180,8 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         ],
         "stages": {stage: result["seconds"] for stage, result in stages.items()},
         "reward_models": [
-            (found, _reward_charts(found)) for found in reward_evaluations(run).values()
+            (found, _reward_charts(found, _safety_calibration(stages[f"reward_{axis}"])))
+            for axis, found in reward_evaluations(run).items()
         ],
         "ppo": _chart_group("ppo", _PPO_CHARTS, metrics) if "ppo" in stages else None,
         "supervised": [
@@ -221,11 +223,25 @@ def _has(row: Mapping[str, Any], stage: str, name: str) -> bool:
     return bool(row["stage"] == stage and name in row)
 
 
-def _reward_charts(found: RewardModelEvaluation) -> tuple[Chart, ...]:
-    return (
-        histogram_chart(f"{found.axis}/histogram", "Scores on held-out pairs", found.histogram),
-        calibration_chart(f"{found.axis}/calibration", "Calibration", found.calibration),
-    )
+def _reward_charts(
+    found: RewardModelEvaluation, safety: SafetyCalibration | None
+) -> tuple[Chart, ...]:
+    ranking = [(part.predicted, part.observed) for part in found.calibration]
+    histogram, key = found.histogram, found.axis
+    charts = [
+        histogram_chart(f"{key}/histogram", "Scores on held-out pairs", histogram),
+        calibration_chart(f"{key}/ranking", "Probability of being preferred", ranking, 0.5),
+    ]
+    if safety is not None:
+        labelled = [(part.predicted, part.safe) for part in safety.bins]
+        title = "Probability of being safe, against labels"
+        charts.append(calibration_chart(f"{key}/safety", title, labelled, 0.0))
+    return tuple(charts)
+
+
+def _safety_calibration(result: Mapping[str, Any]) -> SafetyCalibration | None:
+    found = result.get("safety_calibration")
+    return None if found is None else SafetyCalibration.model_validate(found)
 
 
 def _heat_map(stage: str, found: StageEvaluation) -> HeatMap:

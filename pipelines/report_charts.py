@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.reward_accuracy import CalibrationBin, ScoreHistogram
+from pipelines.judgements import Rate
+from pipelines.reward_accuracy import ScoreHistogram
 
 # Stand-ins, which no chart uses otherwise, for colours that the page decides.
 _INK = "#010203"
@@ -96,21 +97,31 @@ def line_chart(
     return Chart(title, f"Line chart of {title}: {told}.", legend, svg)
 
 
-def calibration_chart(key: str, title: str, bins: Sequence[CalibrationBin]) -> Chart:
-    """How often the higher-scored answer was preferred, against how often it should have been."""
+def calibration_chart(
+    key: str, title: str, bins: Sequence[tuple[float, Rate]], lowest: float
+) -> Chart:
+    """How often something was true, against how often it should have been.
+
+    Args:
+        key: unique on the page.
+        title: what is shown.
+        bins: predicted probability and observed share, not empty.
+        lowest: the least probability that can be predicted.
+    """
+    x = [predicted for predicted, _ in bins]
+    y = [observed.rate or 0.0 for _, observed in bins]
+    below = [at - (observed.low or 0.0) for at, (_, observed) in zip(y, bins, strict=True)]
+    above = [(observed.high or 0.0) - at for at, (_, observed) in zip(y, bins, strict=True)]
+    margin = 0.04 * (1 - lowest)
     with _styled(key):
         figure, axes = _empty()
-        axes.plot([0.5, 1], [0.5, 1], color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
-        x = [found.predicted for found in bins]
-        y = [found.observed.rate or 0.0 for found in bins]
-        below = [at - (found.observed.low or 0.0) for at, found in zip(y, bins, strict=True)]
-        above = [(found.observed.high or 0.0) - at for at, found in zip(y, bins, strict=True)]
+        axes.plot([lowest, 1], [lowest, 1], color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
         axes.errorbar(
             x, y, yerr=(below, above), color=_SERIES[0], fmt="o", markersize=3.5, elinewidth=1
         )
-        axes.set_xlim(0.48, 1.02)
-        lowest = min(at - gap for at, gap in zip(y, below, strict=True))
-        axes.set_ylim(min(0.5, lowest) - 0.02, 1.02)
+        axes.set_xlim(lowest - margin, 1 + margin)
+        least = min(at - gap for at, gap in zip(y, below, strict=True))
+        axes.set_ylim(min(lowest, least) - margin, 1 + margin)
         axes.set_xlabel("predicted probability")
         axes.set_ylabel("observed")
         svg = _svg(figure)

@@ -59,8 +59,9 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool, address: str | None) -> 
             raise
         timing["total"] = time.perf_counter() - began
         summary = write_summary(run, timing)
-        write_report(run)
         run.set_status("succeeded")
+        write_report(run)
+        announce(f"report: {run.report_path}")
     return summary
 
 

@@ -96,7 +96,7 @@ def fit(
             failure_config=ray.train.FailureConfig(max_failures=0),
         ),
     )
-    running = _Running(trainer)
+    running = _Running(trainer, name=f"fit {output.name}")
     tokens, loss = 0, float("nan")
     try:
         while running.alive or reports.size():
@@ -150,11 +150,11 @@ class _Running:
     so that a driver that gives up does not wait for it.
     """
 
-    def __init__(self, trainer: TorchTrainer) -> None:
+    def __init__(self, trainer: TorchTrainer, name: str) -> None:
         self._trainer = trainer
         self._result: LoopResult | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._fit, name="supervised-fit", daemon=True)
+        self._thread = threading.Thread(target=self._fit, name=name, daemon=True)
         self._thread.start()
 
     @property

@@ -20,8 +20,12 @@ fi
 # Everything that can be known to fail is asked before anything is downloaded.
 command -v "$PYTHON" >/dev/null 2>&1 ||
     fail "$PYTHON is not there; install Python 3.11 or name one: make setup PYTHON=python3.11"
-"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
-    fail "$PYTHON is $("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])'), needed is 3.11 to 3.13; name one: make setup PYTHON=python3.11"
+version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+    fail "$PYTHON does not start; name a Python 3.11 to 3.13: make setup PYTHON=python3.11"
+case "$version" in
+3.11 | 3.12 | 3.13) ;;
+*) fail "$PYTHON is $version, needed is 3.11 to 3.13; name one: make setup PYTHON=python3.11" ;;
+esac
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$PYTHON has no venv module; install it (Debian: apt-get install python3-venv)"
 command -v g++ >/dev/null 2>&1 ||

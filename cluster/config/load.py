@@ -1,13 +1,35 @@
 """Reading a recipe: YAML, overrides from the command line, and errors a person can act on."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from cluster.config.recipe import Recipe
 from cluster.errors import InputError
+
+# A date such as 2026-13-01 is a plain ValueError.
+_NOT_YAML = (yaml.YAMLError, ValueError)
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a setting that is given twice; PyYAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"found {key.value!r} twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -21,15 +43,16 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("recipe", str(path), f"a readable YAML file ({error})") from error
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        document = _parse_yaml(text)
+    except _NOT_YAML as error:
         reason = " ".join(str(error).split())
         raise InputError("recipe", str(path), f"valid YAML ({reason})") from error
     if not isinstance(document, dict):
         raise InputError("recipe", str(path), "a YAML mapping of settings")
     for override in overrides or []:
         _apply(document, override)
-    return parse_recipe(_with_absolute_paths(document))
+    _make_paths_absolute(document)
+    return parse_recipe(document)
 
 
 def parse_recipe(document: dict[str, Any]) -> Recipe:
@@ -44,20 +67,22 @@ def parse_recipe(document: dict[str, Any]) -> Recipe:
         raise _as_input_error(error) from error
 
 
-def _with_absolute_paths(node: Any) -> Any:
+def _parse_yaml(text: str) -> object:
+    return yaml.load(text, _Loader)
+
+
+def _make_paths_absolute(section: dict[str, Any]) -> None:
     """Make every `path` that exists here absolute: a run's processes work in its directory."""
-    if not isinstance(node, dict):
-        return node
-    result = {key: _with_absolute_paths(value) for key, value in node.items()}
-    path = result.get("path")
-    if isinstance(path, str) and Path(path).exists():
-        result["path"] = str(Path(path).absolute())
-    return result
+    for name, value in section.items():
+        if isinstance(value, dict):
+            _make_paths_absolute(value)
+        elif name == "path" and isinstance(value, str) and os.path.exists(value):
+            section[name] = os.path.abspath(value)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise InputError("--set", override, "a.b=value")
     node = document
     *parents, leaf = key.split(".")
@@ -66,21 +91,51 @@ def _apply(document: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise InputError("--set", override, f"a key under a mapping; {parent!r} is not one")
     try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        node[leaf] = _parse_yaml(value)
+    except _NOT_YAML as error:
         raise InputError("--set", override, "a value that is valid YAML") from error
 
 
 def _as_input_error(error: ValidationError) -> InputError:
     details = error.errors()
     first = details[0]
-    field = ".".join(str(part) for part in first["loc"]) or "recipe"
-    if first["type"] == "extra_forbidden":
-        expected = "no such setting; `rayward config schema` lists the known ones"
-    else:
-        expected = first["msg"].removeprefix("Value error, ")
-    if len(details) > 1:
-        expected += f" ({len(details) - 1} more settings are wrong)"
+    own = first.get("ctx", {}).get("error")
+    if not isinstance(own, InputError):
+        own = InputError(_dotted(first), _found(first), _expected(first))
+    others = len(details) - 1
+    if not others:
+        return own
+    count = "1 more setting is wrong" if others == 1 else f"{others} more settings are wrong"
+    return InputError(own.field, own.value, f"{own.expected} ({count})")
+
+
+def _dotted(detail: ErrorDetails) -> str:
+    return ".".join(str(part) for part in detail["loc"])
+
+
+def _found(detail: ErrorDetails) -> object:
+    if detail["type"] == "missing":
+        return None
     # A whole section says nothing; the message names the setting that is at fault.
-    value = first["input"] if not isinstance(first["input"], dict) else "these settings"
-    return InputError(field, value, expected)
+    return "a mapping" if isinstance(detail["input"], dict) else detail["input"]
+
+
+def _expected(detail: ErrorDetails) -> str:
+    """What would be right, as a phrase; pydantic says it in sentences."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    phrases = {
+        "extra_forbidden": "a known setting; `rayward config schema` lists them",
+        "missing": "a value; this setting has no default",
+        "model_type": "a mapping of settings",
+        "invalid_key": "a name in text",
+        "string_pattern_mismatch": f"text that matches {context.get('pattern')}",
+        "too_short": f"at least {context.get('min_length')} of them",
+        "greater_than": f"a number greater than {context.get('gt')}",
+        "greater_than_equal": f"a number of at least {context.get('ge')}",
+        "less_than": f"a number less than {context.get('lt')}",
+        "less_than_equal": f"a number of at most {context.get('le')}",
+    }
+    phrase = phrases.get(kind, detail["msg"].removeprefix("Input should be "))
+    if kind == "float_type" and _EXPONENT.fullmatch(str(detail["input"])):
+        phrase += "; in YAML one with an exponent has a point, as in 1.0e-3"
+    return phrase

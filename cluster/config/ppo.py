@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cluster.config.base import Settings
 from cluster.config.roles import ReplicatedRole, RolloutRole, TrainedRole
+from cluster.errors import InputError
 
 KLEstimator = Literal["k1", "k2", "k3"]
 RoleName = Literal["policy", "critic", "reference", "safety", "helpfulness", "rollout"]
@@ -114,8 +115,10 @@ class PPOSettings(Settings):
     @model_validator(mode="after")
     def _minibatches_fill_the_batch(self) -> Self:
         if self.batch_size % self.minibatch_size:
-            raise ValueError(
-                f"minibatch_size {self.minibatch_size} must divide batch_size {self.batch_size}"
+            raise InputError(
+                "ppo.minibatch_size",
+                self.minibatch_size,
+                f"a divisor of ppo.batch_size, which is {self.batch_size}",
             )
         return self
 
@@ -124,5 +127,6 @@ class PPOSettings(Settings):
         named = [role for group in self.colocate for role in group]
         repeated = sorted({role for role in named if named.count(role) > 1})
         if repeated:
-            raise ValueError(f"colocate names {', '.join(repeated)} more than once")
+            expected = f"each role at most once; repeated: {', '.join(repeated)}"
+            raise InputError("ppo.colocate", self.colocate, expected)
         return self

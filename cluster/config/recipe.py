@@ -9,6 +9,7 @@ from cluster.config.ppo import PPOSettings, SamplingSettings
 from cluster.config.roles import ReplicatedRole
 from cluster.config.supervised import RewardTrainingSettings, SFTSettings
 from cluster.config.tiny_world import LlamaShape, TinyWorldSizes
+from cluster.errors import InputError
 
 StageName = Literal["sft", "reward_safety", "reward_helpfulness", "ppo"]
 
@@ -24,7 +25,8 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.tiny_world is None):
-            raise ValueError("give exactly one of data.path and data.tiny_world")
+            given = "neither" if self.path is None else "both"
+            raise InputError("data", given, "exactly one of data.path and data.tiny_world")
         return self
 
 
@@ -39,7 +41,8 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _one_model(self) -> Self:
         if (self.path is None) == (self.make is None):
-            raise ValueError("give exactly one of model.path and model.make")
+            given = "neither" if self.path is None else "both"
+            raise InputError("model", given, "exactly one of model.path and model.make")
         return self
 
 
@@ -67,7 +70,7 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """Short name of the run, in lower-case letters, digits and hyphens."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Every random draw of the run comes from this."""
     data: DataSettings
     """Where the data comes from."""
@@ -92,7 +95,8 @@ class Recipe(Settings):
     def _stages_in_order(self) -> Self:
         order: list[StageName] = ["sft", "reward_safety", "reward_helpfulness", "ppo"]
         if self.stages != [stage for stage in order if stage in self.stages]:
-            raise ValueError(f"stages must be a part of {order}, in this order, each once")
+            expected = f"stages in the order {', '.join(order)}, each at most once"
+            raise InputError("stages", self.stages, expected)
         return self
 
     @model_validator(mode="after")
@@ -100,7 +104,9 @@ class Recipe(Settings):
         if "ppo" in self.stages:
             for axis, role in (("safety", self.ppo.safety), ("helpfulness", self.ppo.helpfulness)):
                 if f"reward_{axis}" not in self.stages and role.path is None:
-                    raise ValueError(
-                        f"ppo.{axis}.path is needed, because reward_{axis} is not among the stages"
+                    raise InputError(
+                        f"ppo.{axis}.path",
+                        None,
+                        f"a reward model, because reward_{axis} is not among the stages",
                     )
         return self

@@ -1,6 +1,6 @@
 """Where each role runs and which model it starts from."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ class Resources(Settings):
     """CPU cores per process, as Ray counts them (fractions are allowed)."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs per process, as Ray counts them (fractions share a GPU)."""
-    custom: dict[str, float] = Field(default_factory=dict)
+    custom: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Custom Ray resources per process, by name."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Ray label selector: the role runs only on nodes that carry these labels."""

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from cluster.config.base import Settings
+from cluster.errors import InputError
 
 
 class TinyWorldSizes(Settings):
@@ -57,7 +58,10 @@ class LlamaShape(Settings):
         # vLLM's CPU attention fails on other head sizes, and only at the first generate.
         sizes = (32, 64, 80, 96, 112, 128, 192, 256)
         if self.hidden_size % self.heads or self.hidden_size // self.heads not in sizes:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} / heads {self.heads} must be one of {sizes}"
+            raise InputError(
+                "model.make.heads",
+                self.heads,
+                f"as many heads as split model.make.hidden_size, which is {self.hidden_size}, "
+                f"into heads of a size that vLLM runs: {', '.join(map(str, sizes))}",
             )
         return self

@@ -23,13 +23,12 @@ BENIGN_STEPS: dict[str, tuple[str, str]] = {
 }
 """Benign verb -> its two steps. Any benign verb goes with any benign object."""
 
-BENIGN_OBJECTS: tuple[str, ...] = tuple(
-    (
-        "cake door fence garden lamp table chair wall book shirt hat kite boat basket bottle "
-        "bowl box carpet clock cup desk drum flute gate gift hammer jacket kettle ladder mirror "
-        "pan pillow pot quilt roof shelf sofa tent toy window"
-    ).split()  # noqa: SIM905
+_BENIGN_OBJECTS = (
+    "cake door fence garden lamp table chair wall book shirt hat kite boat basket bottle "
+    "bowl box carpet clock cup desk drum flute gate gift hammer jacket kettle ladder mirror "
+    "pan pillow pot quilt roof shelf sofa tent toy window"
 )
+BENIGN_OBJECTS: tuple[str, ...] = tuple(_BENIGN_OBJECTS.split())
 
 BORDERLINE_STEPS: dict[str, tuple[str, str]] = {
     "crack": ("hold it firmly", "tap it once"),
@@ -86,15 +85,13 @@ ACTS: dict[str, Act] = {
 }
 """Harmful verb -> act. Some verbs are shared with borderline requests: the object decides."""
 
-NAMES: tuple[str, ...] = tuple(
-    (
-        "tom anna ben clara david emma frank grace henry iris jack kate leo maria nick olga "
-        "paul rosa sam tina"
-    ).split()  # noqa: SIM905
+_NAMES = (
+    "tom anna ben clara david emma frank grace henry iris jack kate leo maria nick olga "
+    "paul rosa sam tina"
 )
-TOWNS: tuple[str, ...] = tuple(
-    "paris rome oslo cairo lima tokyo delhi quito berlin madrid dublin boston".split()  # noqa: SIM905
-)
+NAMES: tuple[str, ...] = tuple(_NAMES.split())
+_TOWNS = "paris rome oslo cairo lima tokyo delhi quito berlin madrid dublin boston"
+TOWNS: tuple[str, ...] = tuple(_TOWNS.split())
 
 
 def to_made_up(word: str) -> str:

@@ -1,6 +1,6 @@
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.microbatches import length_mask, plan_microbatches, right_pad
@@ -16,6 +16,7 @@ def test_no_rows_make_no_microbatch() -> None:
     assert plan_microbatches([], max_tokens=10) == []
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, max_tokens=st.integers(1, 120))
 def test_every_row_once_and_within_the_budget(lengths: list[int], max_tokens: int) -> None:
     plan = plan_microbatches(lengths, max_tokens)
@@ -29,6 +30,7 @@ def test_every_row_once_and_within_the_budget(lengths: list[int], max_tokens: in
         assert min(lengths[i] for i in rows) >= max(lengths[i] for i in following)
 
 
+@settings(deadline=None)
 @given(rows=st.lists(st.lists(st.integers(0, 9), max_size=9), min_size=1, max_size=8))
 def test_padding_stands_behind_each_row(rows: list[list[int]]) -> None:
     lengths = [len(row) for row in rows]

@@ -18,6 +18,7 @@ from cluster.types import ATTACK_VECTORS, RATINGS, RISK_CATEGORIES, Message, Pre
 from pipelines.judgements import ORACLE, StageEvaluation, evaluate_judgements
 from pipelines.report import headline, label, percent, seconds, write_report
 from pipelines.reward_accuracy import evaluate_reward_model
+from pipelines.reward_metrics import calibrate_safety
 from pipelines.samples import Sample, write_samples
 from pipelines.summary import write_summary
 
@@ -117,8 +118,11 @@ def make_run(
             result = {"seconds": 80.5, "evaluation": found.model_dump(mode="json")}
             run.complete_stage(stage, result)
         for axis in ("safety", "helpfulness"):
-            measured = evaluate_reward_model(axis, pairs(rng))
+            rows = pairs(rng)
+            measured = evaluate_reward_model(axis, rows)
             result = {"seconds": 20.0, "evaluation": measured.model_dump(mode="json")}
+            safety = calibrate_safety(rows) if axis == "safety" else None
+            result["safety_calibration"] = safety and safety.model_dump(mode="json")
             run.complete_stage(f"reward_{axis}", result)
         with MetricsWriter(run.metrics_path, run.tensorboard_dir) as writer:
             for step in range(1, 41):
@@ -176,8 +180,8 @@ def test_the_page_is_self_contained_and_has_every_chart(run: RunDirectory, html:
     assert page.fetched == []
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not re.search(r"https?:|@import|url\((?!#)", html)
-    # 12 of PPO, 2 of each of three supervised stages, 2 of each reward model.
-    assert page.tags.count("svg") == len(page.labels) == 12 + 6 + 4
+    # PPO, three supervised stages, the safety reward model, the helpfulness reward model.
+    assert page.tags.count("svg") == len(page.labels) == 12 + 3 * 2 + 3 + 2
     assert "Not recorded" not in page.text
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
@@ -264,7 +268,8 @@ def test_a_browser_shows_it_without_sideways_scrolling(tmp_path: Path) -> None:
         "".join(frame.format(report.as_uri(), width) for width in (400, 1200))
         + "<script>onload = () => { for (const f of document.querySelectorAll('iframe')) {"
         "const d = f.contentDocument; const all = name => d.querySelectorAll(name);"
-        "document.body.append(JSON.stringify({wide: d.documentElement.scrollWidth,"
+        "document.body.append(JSON.stringify({over: d.documentElement.scrollWidth - "
+        "d.documentElement.clientWidth, wide: f.clientWidth,"
         "cells: all('td.cell').length, results: all('#results tr').length,"
         "colour: getComputedStyle(all('td.cell')[0]).backgroundColor})) } }</script>"
     )
@@ -276,9 +281,10 @@ def test_a_browser_shows_it_without_sideways_scrolling(tmp_path: Path) -> None:
     command += ["--no-sandbox"] if os.geteuid() == 0 else []
     command += ["--dump-dom", probe.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    told = [json.loads(text) for text in re.findall(r'\{"wide".*?\}', done.stdout)]
+    told = [json.loads(text) for text in re.findall(r'\{"over".*?\}', done.stdout)]
     assert [found["wide"] for found in told] == [400, 1200]
     for found in told:
+        assert found["over"] <= 0
         assert found["cells"] == 42
         assert found["results"] == 9  # the head, the judge and seven rates
         assert found["colour"] not in ("rgba(0, 0, 0, 0)", "")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.types import Message, Prompt
@@ -58,6 +58,7 @@ ONE = Sample(
 )
 
 
+@settings(max_examples=50, deadline=None)  # a file each
 @given(st.lists(SAMPLES, max_size=4))
 def test_they_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[Sample]) -> None:
     path = tmp_path_factory.mktemp("samples") / "ppo" / "step-000001.parquet"
@@ -72,8 +73,16 @@ def test_the_columns_that_others_read(tmp_path: Path) -> None:
     assert row["helpfulness"] is row["verdict"] is row["decided_by"] is None
 
 
-@pytest.mark.parametrize("name", ["safety", "helpfulness"])
-def test_a_score_that_is_no_number_is_never_written(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"p1: {name} is nan"):
-        write_samples(tmp_path / "x.parquet", [replace(ONE, **{name: float("nan")})])
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        (replace(ONE, safety=float("nan")), "p1: safety is nan"),
+        (replace(ONE, helpfulness=float("-inf")), "p1: helpfulness is -inf"),
+    ],
+)
+def test_a_score_that_is_no_number_is_never_written(
+    tmp_path: Path, bad: Sample, named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        write_samples(tmp_path / "x.parquet", [ONE, bad])
     assert list(tmp_path.iterdir()) == []

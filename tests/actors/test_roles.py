@@ -1,0 +1,169 @@
+"""All roles for real: vLLM samples, DeepSpeed learns, weights travel, nobody disagrees."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from actors.chat import encode_prompt
+from actors.models import load_tokenizer
+from actors.roles import ModelPaths, Roles, Scores
+from cluster.config.ppo import PPOSettings
+from cluster.errors import StaleEngineError
+from cluster.types import Message, Prompt
+from actors.mixes import make_mix
+from pipelines.experience import make_experience
+from tests.tiny import write_tiny_llama
+
+BATCH = 48
+TOLERANCE = 1e-4
+
+SETTINGS = PPOSettings.model_validate(
+    {
+        "batch_size": BATCH,
+        "minibatch_size": 12,
+        "sampling": {"max_prompt_tokens": 64, "max_response_tokens": 24, "temperature": 0.7},
+        "policy": {"optimizer": {"learning_rate": 1e-3}, "max_tokens_per_microbatch": 512},
+        "critic": {"optimizer": {"learning_rate": 1e-3}},
+        # Several buckets for a model of half a megabyte.
+        "rollout": {"weight_sync": {"bucket_bytes": 100_000, "timeout_s": 60.0}},
+    }
+)
+
+
+def prompts(count: int = BATCH) -> list[Prompt]:
+    return [
+        Prompt(str(i), (Message("user", "ab" * (i % 9 + 1)),), None, None, i % 2 == 0, False, "test")
+        for i in range(count)
+    ]
+
+
+class Cast:
+    """Started roles and how to ask them."""
+
+    def __init__(self, model: str) -> None:
+        self.tokenizer = load_tokenizer(model)
+        self.roles = Roles(
+            SETTINGS,
+            ModelPaths(policy=model, critic=model, reference=model, safety=model, helpfulness=model),
+            max_model_len=96,
+            eos_token_id=int(self.tokenizer.eos_token_id),
+            seed=0,
+        )
+        self.version = 0
+
+    def sample(self, version: int, seed: int = 0) -> list[ray.ObjectRef]:
+        asked = prompts()
+        tokens = [encode_prompt(self.tokenizer, prompt.messages) for prompt in asked]
+        seeds = [1000 * seed + i for i in range(len(asked))]
+        return self.roles.sample(asked, tokens, seeds, SETTINGS.sampling, version)
+
+    def step(self) -> tuple[Scores, dict[str, float]]:
+        scores = self.roles.score(self.sample(self.version, seed=self.version))
+        batch = make_experience(scores, make_mix(SETTINGS.mix), SETTINGS)
+        learned = self.roles.update(batch.experiences, self.version)
+        self.version += 1
+        self.roles.sync(self.version)
+        return scores, batch.metrics | learned
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_llama(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def cast(model: str, ray_session: None) -> Iterator[Cast]:
+    cast = Cast(model)
+    yield cast
+    cast.roles.release()
+
+
+def test_before_the_first_update_nobody_disagrees(cast: Cast) -> None:
+    scores = cast.roles.score(cast.sample(cast.version))
+    for rollout, policy, reference in zip(
+        scores.rollouts, scores.policy_logprobs, scores.reference_logprobs, strict=True
+    ):
+        assert policy == pytest.approx(rollout.sampler_logprobs, abs=1e-4)
+        # The same weights: KL 0 and every ratio 1.
+        assert policy == pytest.approx(reference, abs=1e-5)
+    assert [rollout.prompt.id for rollout in scores.rollouts] == [p.id for p in prompts()]
+    assert scores.safety.shape == scores.helpfulness.shape == (BATCH,)
+    assert all(rollout.policy_version == 0 for rollout in scores.rollouts)
+
+
+def test_sampler_and_learner_agree_after_every_sync_and_the_reference_stays(cast: Cast) -> None:
+    digest = cast.roles.reference_digest()
+    for _ in range(3):
+        _, metrics = cast.step()
+        assert metrics["rollout/logprob_diff_mean"] <= TOLERANCE
+        # 48 rollouts in minibatches of 12, one optimizer step each.
+        assert metrics["actor/optimizer_steps"] == BATCH / 12
+    # The policy has moved, so the agreement is not that of two models that stood still.
+    scores, metrics = cast.step()
+    assert metrics["rollout/logprob_diff_mean"] <= TOLERANCE
+    moved = [
+        np.abs(p - r).mean()
+        for p, r in zip(scores.policy_logprobs, scores.reference_logprobs, strict=True)
+    ]
+    assert np.mean(moved) > 10 * TOLERANCE
+    assert cast.roles.reference_digest() == digest
+
+
+def test_nothing_is_sampled_from_an_engine_that_missed_a_version(cast: Cast) -> None:
+    with pytest.raises(StaleEngineError, match=f"asked for version {cast.version + 1}"):
+        ray.get(cast.sample(cast.version + 1))
+
+
+def test_an_unfinished_update_is_not_sampled_from(cast: Cast) -> None:
+    worker = cast.roles.rollout_workers[0]
+    ray.get(worker.start_weight_update.remote())
+    with pytest.raises(StaleEngineError, match="an unfinished update"):
+        ray.get(cast.sample(cast.version))
+    ray.get(worker.finish_weight_update.remote(str(cast.version)))
+    cast.step()  # whole again, once weights have arrived
+
+
+def test_the_same_seeds_give_the_same_tokens_and_others_do_not(cast: Cast) -> None:
+    def answers(seed: int) -> list[list[int]]:
+        shards = ray.get(cast.sample(cast.version, seed=seed))
+        return [rollout.token_ids.tolist() for shard in shards for rollout in shard]
+
+    assert answers(7) == answers(7)
+    assert answers(7) != answers(8)
+
+
+def test_what_comes_out_loads_as_it_is_and_a_checkpoint_restores_it(
+    cast: Cast, tmp_path: Path
+) -> None:
+    cast.roles.export(tmp_path / "before")
+    (tmp_path / "checkpoint").mkdir()
+    cast.roles.save(tmp_path / "checkpoint")
+    saved_version = cast.version
+    first, _ = cast.step()
+    cast.roles.restore(tmp_path / "checkpoint")
+    cast.version = saved_version
+    cast.roles.sync(saved_version)
+    cast.roles.export(tmp_path / "after")
+    weights = "model.safetensors"
+    assert (tmp_path / "before" / weights).read_bytes() == (
+        tmp_path / "after" / weights
+    ).read_bytes()
+    # The step after the restore is the step that was, bit for bit.
+    again, _ = cast.step()
+    for one, other in zip(first.policy_logprobs, again.policy_logprobs, strict=True):
+        assert np.array_equal(one, other)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
+    assert model.num_parameters() > 0
+    assert load_tokenizer(str(tmp_path / "after")).chat_template
+
+
+def test_reward_models_are_ordinary_classifiers(model: str, tmp_path: Path) -> None:
+    from actors.models import load_scalar_model, save_model
+
+    save_model(load_scalar_model(model, "float32", seed=1), load_tokenizer(model), tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.num_labels == 1

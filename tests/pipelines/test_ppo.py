@@ -1,0 +1,161 @@
+"""A PPO stage run to its end, stopped and resumed: the same seed gives the same bits."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from actors.models import load_scalar_model, load_tokenizer, save_model
+from cluster.config.load import parse_recipe
+from cluster.config.recipe import Recipe
+from cluster.errors import RunStopped
+from cluster.metrics import MetricsWriter, read_metrics
+from cluster.run_directory import RunDirectory
+from pipelines.context import RunContext
+from pipelines.run_data import load_data
+from pipelines.samples import read_samples
+from pipelines.stage_ppo import run_ppo
+from tests.tiny import write_tiny_llama
+
+STEPS = 4
+STOP_AFTER = 2
+
+
+class StopAfter:
+    """A stop request that comes once so many steps have asked for it."""
+
+    def __init__(self, steps: int | None) -> None:
+        self._steps = steps
+        self._asked = 0
+
+    def is_set(self) -> bool:
+        self._asked += 1
+        return self._steps is not None and self._asked >= self._steps
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    policy = write_tiny_llama(tmp_path_factory.mktemp("policy"))
+    tokenizer = load_tokenizer(str(policy))
+    paths = {}
+    for seed, axis in enumerate(("safety", "helpfulness")):
+        paths[axis] = str(tmp_path_factory.mktemp(axis))
+        save_model(load_scalar_model(str(policy), "float32", seed), tokenizer, Path(paths[axis]))
+    sampling = {"max_prompt_tokens": 300, "max_response_tokens": 16}
+    learner = {"optimizer": {"learning_rate": 1e-3}}
+    return parse_recipe(
+        {
+            "name": "test",
+            "seed": 3,
+            "data": {
+                "tiny_world": {
+                    "demonstrations": 42,
+                    "train_prompts": 42,
+                    "safety_pairs": 8,
+                    "helpfulness_pairs": 8,
+                    "held_out_adversarial": 21,
+                    "held_out_benign": 10,
+                    "held_out_borderline": 4,
+                    "held_out_pairs": 4,
+                    "validation_adversarial": 21,
+                    "validation_benign": 4,
+                }
+            },
+            "model": {"path": str(policy)},
+            "stages": ["ppo"],
+            "ppo": {
+                "steps": STEPS,
+                "batch_size": 24,
+                "minibatch_size": 12,
+                "sampling": sampling,
+                "policy": learner,
+                "critic": learner,
+                "safety": {"path": paths["safety"]},
+                "helpfulness": {"path": paths["helpfulness"]},
+                "early_stop": {"every": 1, "prompts": 12, "patience": STEPS + 1},
+                "checkpoint": {"every": 2, "keep": 1},
+            },
+            "evaluation": {"sampling": sampling},
+        }
+    )
+
+
+def train(recipe: Recipe, root: Path, stop_after: int | None, resume: bool = False) -> None:
+    with (RunDirectory.resume if resume else RunDirectory.create)(root, recipe) as run:
+        data = load_data(recipe, run)
+        with MetricsWriter(run.metrics_path, run.tensorboard_dir) as metrics:
+            run_ppo(RunContext(recipe, run, data, metrics, StopAfter(stop_after)))
+
+
+@pytest.fixture(scope="module")
+def runs(
+    recipe: Recipe, ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunDirectory, RunDirectory]]:
+    """One run straight through, and one that was stopped and went on in new processes."""
+    straight, stopped = (tmp_path_factory.mktemp(name) for name in ("straight", "stopped"))
+    train(recipe, straight, stop_after=None)
+    with pytest.raises(RunStopped, match=f"after step {STOP_AFTER}"):
+        train(recipe, stopped, stop_after=STOP_AFTER)
+    train(recipe, stopped, stop_after=None, resume=True)
+    yield RunDirectory(straight), RunDirectory(stopped)
+
+
+def repeatable(run: RunDirectory) -> list[dict[str, float]]:
+    unlike = ("timing/", "perf/", "time")
+    return [
+        {name: value for name, value in row.items() if not name.startswith(unlike)}
+        for row in read_metrics(run.metrics_path)
+    ]
+
+
+def test_stopped_and_resumed_is_the_same_run_bit_for_bit(
+    runs: tuple[RunDirectory, RunDirectory],
+) -> None:
+    straight, stopped = runs
+    weights = Path("model.safetensors")
+    one, other = (run.model_dir("ppo") / weights for run in runs)
+    assert one.read_bytes() == other.read_bytes()
+    assert repeatable(straight) == repeatable(stopped)
+    assert [row["step"] for row in repeatable(straight)] == list(range(1, STEPS + 1))
+    start = Path(straight.recipe().model.path or "") / weights
+    assert one.read_bytes() != start.read_bytes()
+
+
+def test_the_same_answers_were_sampled(runs: tuple[RunDirectory, RunDirectory]) -> None:
+    for step in range(1, STEPS + 1):
+        one, other = (read_samples(run.ppo_samples_path(step)) for run in runs)
+        assert one == other
+        assert {sample.policy_version for sample in one} == {step - 1}
+        assert {sample.decided_by for sample in one} <= {"safety", "helpfulness"}
+        assert all(sample.decided_by == "safety" for sample in one if sample.prompt.adversarial)
+
+
+def test_sampler_and_learner_agree_at_every_step(runs: tuple[RunDirectory, RunDirectory]) -> None:
+    for run in runs:
+        for row in read_metrics(run.metrics_path):
+            assert row["rollout/logprob_diff_mean"] <= 1e-4
+
+
+def test_step_one_starts_at_the_reference(runs: tuple[RunDirectory, RunDirectory]) -> None:
+    first = repeatable(runs[0])[0]
+    assert first["actor/reference_kl"] == pytest.approx(0, abs=1e-6)
+    assert repeatable(runs[0])[-1]["actor/reference_kl"] != pytest.approx(0, abs=1e-6)
+
+
+def test_the_result_names_the_best_step_and_the_reference_that_never_changed(
+    runs: tuple[RunDirectory, RunDirectory],
+) -> None:
+    results = [run.stage_result("ppo") for run in runs]
+    assert results[0] is not None
+    assert results[1] is not None
+    assert results[0]["reference_digest"] == results[1]["reference_digest"]
+    assert results[0]["best_step"] == results[1]["best_step"]
+    objectives = {row["step"]: row["validation/objective"] for row in repeatable(runs[0])}
+    assert results[0]["best_step"] == max(objectives, key=lambda step: objectives[step])
+    assert results[0]["evaluation"]["judge"] == "oracle"
+
+
+def test_the_resolved_recipe_is_in_the_run(runs: tuple[RunDirectory, RunDirectory]) -> None:
+    written = yaml.safe_load(runs[0].recipe_path.read_text())
+    assert written["ppo"]["gae_lambda"] == 0.95
