@@ -1,6 +1,6 @@
 """Forward passes over rollouts: what a model says of each response token.
 
-Position t predicts token t + 1, so a response that starts at s is read off positions s - 1 to L - 2.
+Position t predicts token t + 1: a response that starts at s is read off positions s - 1 to L - 2.
 """
 
 from collections.abc import Sequence
@@ -48,9 +48,9 @@ def response_logprobs(
     # Logits of prompt tokens are of no use; they would be most of the memory.
     first = min(rollout.response_start for rollout in rollouts) - 1
     kept = ids.shape[1] - first
-    logits = model(
-        input_ids=ids, attention_mask=mask, logits_to_keep=kept, use_cache=False
-    ).logits[rows, positions - first]
+    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept, use_cache=False).logits[
+        rows, positions - first
+    ]
     logprobs = token_logprobs(logits, ids[rows, positions + 1], temperature)
     return logprobs, entropy(logits, temperature) if with_entropy else None
 

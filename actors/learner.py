@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.forward import response_logprobs, response_values, split_rows
 from actors.losses import policy_loss, value_loss
-from actors.microbatches import plan_microbatches
+from actors.microbatches import microbatches_of_rank
 from actors.models import load_causal_lm, load_scalar_model, load_tokenizer
 from actors.zero import export_model, gradient_norm, join_process_group, make_engine
 from cluster.config.ppo import PPOSettings
@@ -80,12 +80,11 @@ class Learner:
             index in the batch -> float32 [R]; the ranks' answers together cover the batch.
         """
         batch = [rollout for shard in shards for rollout in shard]
-        own = range(self._rank, len(batch), self._world)
         result: dict[int, Float32Array] = {}
-        for indices, counts in self._microbatches(batch, own):
+        for indices, weight in self._microbatches(batch):
             rows = [batch[index] for index in indices]
             flat = self._forward(rows, with_entropy=False)[0]
-            if counts:
+            if weight:
                 for index, values in zip(indices, split_rows(flat, rows), strict=True):
                     result[index] = values.cpu().numpy()
         return result
@@ -104,11 +103,9 @@ class Learner:
         for start in range(0, len(order), size):
             minibatch = [experiences[index] for index in order[start : start + size]]
             tokens = sum(len(experience.advantages) for experience in minibatch)
-            own = range(self._rank, len(minibatch), self._world)
             rollouts = [experience.scored.rollout for experience in minibatch]
-            for indices, counts in self._microbatches(rollouts, own):
+            for indices, weight in self._microbatches(rollouts):
                 loss, sums = self._loss([minibatch[index] for index in indices])
-                weight = float(counts)
                 self._engine.backward(loss * (weight * self._world / tokens), scale_wrt_gas=False)
                 totals += weight * sums
             self._engine.step()
@@ -168,22 +165,11 @@ class Learner:
         if loaded is None:
             raise FileNotFoundError(f"no {self._role} state in checkpoint {directory}")
 
-    def _microbatches(
-        self, rollouts: Sequence[Rollout], own: Sequence[int]
-    ) -> list[tuple[list[int], bool]]:
-        """This rank's microbatches, and whether each counts.
-
-        Under ZeRO-3 every forward is a collective, so all ranks must make the same number of
-        them: a rank that has fewer repeats one whose loss counts for nothing.
-        """
-        lengths = [len(rollouts[index].token_ids) for index in own]
-        plan = plan_microbatches(lengths, self._own.max_tokens_per_microbatch)
-        microbatches = [([own[row] for row in rows], True) for rows in plan]
-        if self._world > 1:
-            most = torch.tensor([len(plan)])
-            torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-            microbatches += [([0], False)] * (int(most) - len(plan))
-        return microbatches
+    def _microbatches(self, rollouts: Sequence[Rollout]) -> list[tuple[list[int], float]]:
+        """This rank's share of a batch: indices and the weight of each microbatch."""
+        lengths = [len(rollout.token_ids) for rollout in rollouts]
+        budget = self._own.max_tokens_per_microbatch
+        return microbatches_of_rank(lengths, budget, self._rank, self._world)
 
     def _forward(
         self, rollouts: Sequence[Rollout], with_entropy: bool

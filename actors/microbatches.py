@@ -33,6 +33,26 @@ def plan_microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]
     return plan
 
 
+def microbatches_of_rank(
+    padded: Sequence[int], max_tokens: int, rank: int, ranks: int
+) -> list[tuple[list[int], float]]:
+    """One rank's share of a batch.
+
+    Args:
+        padded: padded tokens of each row of the whole batch.
+
+    Returns:
+        Row indices and the weight of each microbatch. Every rank gets equally many, because the
+        ranks' collectives must pair up; what is missing is filled with rows of weight 0.
+    """
+    by_length = sorted(range(len(padded)), key=lambda index: (-padded[index], index))
+    shares = [by_length[other::ranks] for other in range(ranks)]
+    plans = [plan_microbatches([padded[index] for index in share], max_tokens) for share in shares]
+    mine = [([shares[rank][index] for index in rows], 1.0) for rows in plans[rank]]
+    filler = ([by_length[-1]], 0.0)
+    return mine + [filler] * (max(map(len, plans)) - len(mine))
+
+
 def right_pad(sequences: Sequence[TokenIds], fill: int) -> Tensor:
     """Stack rows of ids, int64 [B, L], with `fill` behind each row's end."""
     longest = max((len(sequence) for sequence in sequences), default=0)

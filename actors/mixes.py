@@ -58,6 +58,7 @@ class PiecewiseMix:
     def combine(
         self, safety: Float32Array, helpfulness: Float32Array, adversarial: Sequence[bool]
     ) -> MixedReward:
+        """As `RewardMix.combine`."""
         by_safety = np.asarray(adversarial, dtype=bool) | (safety < self.threshold_logit)
         return MixedReward(
             score=np.where(by_safety, safety, helpfulness).astype(safety.dtype),
@@ -65,9 +66,11 @@ class PiecewiseMix:
         )
 
     def state(self) -> dict[str, float]:
+        """Nothing: the rule has no memory."""
         return {}
 
     def restore(self, state: dict[str, float]) -> None:
+        """Accept the empty state alone."""
         if state:
             raise ValueError(f"the piecewise mix has no state, got {sorted(state)}")
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +26,7 @@ DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": to
 
 _CAUSAL_LM = "a transformers directory or hub id of a causal language model"
 _SCALAR = "a transformers directory or hub id of a causal language model or a one-output classifier"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 _HEAD_STD = 0.02  # the standard deviation of a new regression head
 _UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
@@ -61,6 +63,28 @@ def load_causal_lm(path: str, precision: Precision, field: str = "model.path") -
     return model
 
 
+def check_model(path: str, kind: Literal["causal_lm", "scalar"], field: str) -> None:
+    """Find out whether a model can be loaded, without loading its weights.
+
+    Raises:
+        InputError: names `field`; `path` is no model of the kind, or a directory without weights.
+    """
+    expected, loader = (
+        (_CAUSAL_LM, AutoModelForCausalLM)
+        if kind == "causal_lm"
+        else (_SCALAR, AutoModelForSequenceClassification)
+    )
+    config = _load_config(path, field, expected)
+    if type(config) not in loader._model_mapping:
+        raise InputError(field, path, f"{expected}; {config.model_type} is none")
+    if kind == "scalar":
+        _require_one_output(config, path, field)
+    directory = Path(path)
+    if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
+        raise InputError(field, path, f"{expected}; it has no weights")
+    load_tokenizer(path, field)
+
+
 def load_scalar_model(
     path: str, precision: Precision, seed: int, field: str = "model.path"
 ) -> PreTrainedModel:
@@ -73,9 +97,7 @@ def load_scalar_model(
         InputError: names `field`; `path` is neither, or has more than one output.
     """
     config = _load_config(path, field, _SCALAR)
-    is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
-    if is_classifier and config.num_labels != 1:
-        raise InputError(field, path, f"a model with one output; it has {config.num_labels}")
+    is_classifier = _require_one_output(config, path, field)
     config.num_labels = 1
     config.problem_type = "regression"
     loader = AutoModelForSequenceClassification
@@ -177,6 +199,14 @@ def _load_config(path: str, field: str, expected: str) -> PretrainedConfig:
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
+
+
+def _require_one_output(config: PretrainedConfig, path: str, field: str) -> bool:
+    """Refuse a classifier with more outputs; returns whether it is a classifier at all."""
+    is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
+    if is_classifier and config.num_labels != 1:
+        raise InputError(field, path, f"a model with one output; it has {config.num_labels}")
+    return is_classifier
 
 
 def _load(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from actors.forward import response_logprobs, split_rows
 from actors.microbatches import plan_microbatches
@@ -26,8 +27,8 @@ class Reference:
         self._settings = settings
         self._temperature = temperature
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_causal_lm(path, settings.precision, "ppo.reference.path").to(device)
-        self._model.requires_grad_(False).eval()
+        self._model = load_causal_lm(path, settings.precision, "ppo.reference.path")
+        nn.Module.to(self._model, device).requires_grad_(False).eval()
 
     @torch.no_grad()
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[Float32Array]:

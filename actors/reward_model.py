@@ -1,10 +1,11 @@
-"""A reward model: conversations in, one logit each out. Safety and helpfulness are two instances."""
+"""A reward model: conversations in, one logit each out; safety and helpfulness are two of it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from actors.chat import decode_response, encode_conversation
@@ -43,8 +44,8 @@ class RewardModel:
         self._role = role
         self._settings = settings
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_scalar_model(path, settings.precision, seed=0, field=f"ppo.{role}.path")
-        self._model = model.to(device).requires_grad_(False).eval()
+        self._model = load_scalar_model(path, settings.precision, seed=0, field=f"ppo.{role}.path")
+        nn.Module.to(self._model, device).requires_grad_(False).eval()
         self._tokenizer = load_tokenizer(path, f"ppo.{role}.path")
         self._policy_tokenizer = load_tokenizer(policy_path, "ppo.policy.path")
         self._same_tokens = _speak_alike(self._tokenizer, self._policy_tokenizer)
@@ -67,7 +68,10 @@ class RewardModel:
         scores = np.full(len(sequences), np.nan, dtype=np.float32)
         for length, rows in _passes(sequences, self._settings.max_tokens_per_microbatch):
             own = [len(sequences[row]) for row in rows]
-            ids = right_pad([[*sequences[row], *[0] * (length - n)] for row, n in zip(rows, own, strict=True)], 0)
+            ids = right_pad(
+                [[*sequences[row], *[0] * (length - n)] for row, n in zip(rows, own, strict=True)],
+                0,
+            )
             mask = length_mask([*own, length])[:-1]
             device = self._model.device
             scores[rows] = sequence_scores(self._model, ids.to(device), mask.to(device)).cpu()
@@ -89,9 +93,7 @@ class RewardModel:
         return tokens if rollout.finish_reason == "stop" else tokens[:-1]
 
 
-def _passes(
-    sequences: Sequence[Sequence[int]], max_tokens: int
-) -> Iterator[tuple[int, list[int]]]:
+def _passes(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[int, list[int]]]:
     """Padded length and rows of each forward pass; a pass that is not full repeats its last row."""
     buckets: dict[int, list[int]] = {}
     for row, sequence in enumerate(sequences):

@@ -1,6 +1,6 @@
 """All roles of a PPO run: started together, asked together.
 
-    rollout workers -> { policy, critic, reference, safety, helpfulness } -> learners -> weight sync
+rollout workers -> { policy, critic, reference, safety, helpfulness } -> learners -> weight sync
 """
 
 from collections.abc import Callable, Sequence
@@ -126,8 +126,8 @@ class Roles:
         self._safety = self._reward_models("safety", paths.safety, paths.policy)
         self._helpfulness = self._reward_models("helpfulness", paths.helpfulness, paths.policy)
         for group in (self._policy, self._critic):
-            address, port = ray.get(group[0].rendezvous.remote())
-            ray.get([rank.join.remote(address, port) for rank in group])
+            meeting: Any = ray.get(group[0].rendezvous.remote())
+            ray.get([rank.join.remote(*meeting) for rank in group])
         self.sync(0)
 
     @property
@@ -166,8 +166,9 @@ class Roles:
         """One pass of both learners over a batch; returns their metrics."""
         batch = ray.put(list(experiences))
         ranks = [*self._policy, *self._critic]
-        metrics = ray.get([rank.update.remote(batch, version) for rank in ranks])
-        return metrics[0] | metrics[len(self._policy)]
+        metrics: Any = ray.get([rank.update.remote(batch, version) for rank in ranks])
+        learned: dict[str, float] = metrics[0] | metrics[len(self._policy)]
+        return learned
 
     def sync(self, version: int) -> None:
         """Bring every rollout worker to the policy's weights and stamp them with `version`."""
@@ -192,7 +193,8 @@ class Roles:
 
     def reference_digest(self) -> str:
         """A hash of the reference's weights; all replicas must agree."""
-        digests = set(ray.get([replica.digest.remote() for replica in self._reference]))
+        answers: Any = ray.get([replica.digest.remote() for replica in self._reference])
+        digests = set(answers)
         if len(digests) != 1:
             raise RuntimeError(f"the reference's replicas hold different weights: {digests}")
         return str(digests.pop())
@@ -201,9 +203,7 @@ class Roles:
         """End all roles and give their room back."""
         self._placement.release()
 
-    def _reward_models(
-        self, role: str, path: str, policy_path: str
-    ) -> list[ActorHandle]:
+    def _reward_models(self, role: str, path: str, policy_path: str) -> list[ActorHandle]:
         settings = getattr(self._settings, role)
         own = {"role": role, "path": path, "settings": settings, "policy_path": policy_path}
         return self._placement.start(role, RewardModel, [own] * settings.replicas, {})
@@ -236,7 +236,9 @@ def deal(workers: Sequence[ActorHandle]) -> Deal:
     return sample
 
 
-def _share(replicas: list[ActorHandle], method: str, shards: Sequence[ObjectRef]) -> list[ObjectRef]:
+def _share(
+    replicas: list[ActorHandle], method: str, shards: Sequence[ObjectRef]
+) -> list[ObjectRef]:
     """Deal shards to replicas by index, so that a run repeats."""
     return [
         getattr(replicas[index % len(replicas)], method).remote(shard)

@@ -11,6 +11,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateRequest,
 )
 from vllm.inputs import TokensPrompt
+from vllm.outputs import CompletionOutput
 
 from cluster.config.ppo import SamplingSettings
 from cluster.config.roles import RolloutRole
@@ -108,15 +109,19 @@ class RolloutWorker:
             raise StaleEngineError(f"the sampler holds {held}, asked for version {version}")
 
     def _rollout(
-        self, prompt: Prompt, prompt_ids: list[int], completion: Any, version: int, sample: int
+        self,
+        prompt: Prompt,
+        prompt_ids: list[int],
+        completion: CompletionOutput,
+        version: int,
+        sample: int,
     ) -> Rollout:
         held = {span.version for span in completion.weight_versions or []}
         if held != {str(version)}:
             raise StaleEngineError(f"an answer came from versions {held}, asked for {version}")
         response = list(completion.token_ids)
-        logprobs = [
-            step[token].logprob for token, step in zip(response, completion.logprobs, strict=True)
-        ]
+        steps: Any = completion.logprobs
+        logprobs = [step[token].logprob for token, step in zip(response, steps, strict=True)]
         finish: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
         return Rollout(
             prompt=prompt,

@@ -70,7 +70,7 @@ class TimedSyncClient:
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Open the transfer on every sampler."""
-        calls = []
+        calls: list[ray.ObjectRef] = []
         for index, sampler in enumerate(self._samplers):
             own = dict(init_info)
             if "rank_offset" in own:

@@ -58,7 +58,8 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpd
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load one bucket into the model."""
         bucket: list[tuple[str, torch.Tensor]] = ray.get(update_info.bucket[0])
-        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in bucket)
+        load_weights: Any = self.model.load_weights
+        load_weights((name, tensor.to(self.device)) for name, tensor in bucket)
 
     def finish_weight_update(self) -> None:
         """Pack the layers again."""

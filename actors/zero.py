@@ -24,7 +24,7 @@ def join_process_group(rank: int, world_size: int, address: str, port: int) -> N
 
 
 def make_engine(
-    model: PreTrainedModel,
+    model: torch.nn.Module,
     optimizer: OptimizerSettings,
     settings: DeepSpeedSettings,
     precision: Precision,
@@ -67,7 +67,7 @@ def make_engine(
     if plain:
 
         def clip(*_: object) -> None:
-            adamw.global_gradient_norm = torch.nn.utils.clip_grad_norm_(
+            engine.plain_gradient_norm = torch.nn.utils.clip_grad_norm_(
                 model.parameters(), optimizer.gradient_clip
             )
 
@@ -78,7 +78,7 @@ def make_engine(
 def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
     """The global gradient norm of the last step, before it was clipped."""
     norm = engine.get_global_grad_norm()
-    return float(engine.optimizer.global_gradient_norm if norm is None else norm)
+    return float(engine.plain_gradient_norm if norm is None else norm)
 
 
 def full_weights(model: torch.nn.Module, keep: bool) -> dict[str, torch.Tensor]:

@@ -46,16 +46,16 @@ class Placement:
         InputError: roles of a group ask for different labels, or the cluster has no room.
     """
 
-    def __init__(
-        self, requests: Sequence[RoleRequest], colocate: Sequence[Sequence[str]]
-    ) -> None:
+    def __init__(self, requests: Sequence[RoleRequest], colocate: Sequence[Sequence[str]]) -> None:
         self._requests = {request.name: request for request in requests}
         self._bundle_of: dict[tuple[str, int], int] = {}
         bundles: list[dict[str, float]] = []
         labels: list[dict[str, str]] = []
         together = {role for group in colocate for role in group}
         slots = [[slot for role in group for slot in self._slots(role)] for group in colocate]
-        slots += [[slot] for role in self._requests if role not in together for slot in self._slots(role)]
+        slots += [
+            [slot] for role in self._requests if role not in together for slot in self._slots(role)
+        ]
         for bundle_slots in slots:
             resources = [self._requests[role].resources for role, _ in bundle_slots]
             if any(one.labels != resources[0].labels for one in resources):
@@ -89,7 +89,7 @@ class Placement:
         """Start a role's processes: one actor of the plain class per set of arguments."""
         resources = self._requests[role].resources
         threads = str(resources.threads)
-        remote = ray.remote(actor)
+        remote: Any = ray.remote(actor)
         return [
             remote.options(
                 num_cpus=resources.cpus,

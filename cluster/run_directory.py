@@ -63,7 +63,11 @@ class RunDirectory:
         """
         run = cls(root)
         run._refuse_contents()
-        run.root.mkdir(parents=True, exist_ok=True)
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            expected = f"a directory that can be made ({error.strerror})"
+            raise InputError("--out", str(root), expected) from error
         run._acquire()
         # Another process may have been faster between the look and the lock.
         run._refuse_contents()
@@ -82,7 +86,7 @@ class RunDirectory:
                 using it.
         """
         run = cls(root)
-        if not run.recipe_path.is_file():
+        if not (run.recipe_path.is_file() and (run.root / "manifest.json").is_file()):
             raise InputError("--resume", str(root), "the directory of a run that was started")
         run._refuse_other_recipe(recipe)
         run._acquire()

@@ -1,5 +1,6 @@
 """Joining a Ray cluster, or starting an embedded one."""
 
+import logging
 import os
 import socket
 import sys
@@ -43,11 +44,11 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
             num_cpus=max(int(cpus + 0.999), os.cpu_count() or 1),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="warning",
+            logging_level=logging.WARNING,
         )
     else:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except ConnectionError as error:
             raise InputError("--address", address, f"{_EXPECTED} ({error})") from error
     try:

@@ -1,4 +1,4 @@
-"""From scores to advantages: whitening, KL penalty, token rewards, GAE. All in numpy, float64 inside."""
+"""From scores to advantages: whitening, KL penalty, token rewards, GAE; float64 inside."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,9 @@
 """The commands of this room: demo, run, import."""
 
 import json
+import logging
+import sys
+from contextlib import redirect_stdout
 from datetime import datetime
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -62,7 +65,12 @@ def run(
 def _run(recipe: Recipe, out: Path | None, resume: bool, address: str | None) -> None:
     check_address(address)
     # torch and vLLM take seconds to import; bad input should not have to wait for them.
-    from pipelines.run_recipe import run_recipe
+    # As they are imported, vLLM and DeepSpeed log what they find of the machine, DeepSpeed to
+    # standard output, which is the summary's.
+    logging.disable(logging.WARNING)
+    with redirect_stdout(sys.stderr):
+        from pipelines.run_recipe import run_recipe
+    logging.disable(logging.NOTSET)
 
     name = f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors.models import load_causal_lm, load_tokenizer
 from cluster.atomic import new_directory
 from cluster.config.recipe import Recipe, StageName
 from cluster.errors import RunStopped
@@ -75,13 +74,3 @@ class RunContext:
         if "sft" in self.recipe.stages:
             return str(self.run.model_dir("sft"))
         return self.start_model()
-
-    def check_start(self) -> None:
-        """Find out before any work whether the start can be loaded.
-
-        Raises:
-            InputError: it is not a causal language model with a chat template.
-        """
-        path = self.start_model()
-        load_tokenizer(path, "model.path")
-        load_causal_lm(path, "float32", "model.path")

@@ -98,7 +98,8 @@ def evaluate(
     if judge is not None:
         verdicts = list(judge(asked, rollouts, texts))
     safety: list[float | None] = [None] * len(rollouts)
-    helpfulness, decided_by = list(safety), [None] * len(rollouts)
+    helpfulness = list(safety)
+    decided_by: list[str | None] = [None] * len(rollouts)
     if score is not None:
         by_safety, by_helpfulness = score(shards)
         tagged = [prompt.adversarial for prompt in asked]

@@ -126,7 +126,9 @@ class PPO:
         with stage_progress(_STAGE, total=settings.steps, done=state.step) as advance:
             while state.step < settings.steps and not self._exhausted():
                 numbers = self._step()
-                advance(1, {"reward": numbers["critic/score/mean"], "kl": numbers["actor/reference_kl"]})
+                advance(
+                    1, {"reward": numbers["critic/score/mean"], "kl": numbers["actor/reference_kl"]}
+                )
                 if self._should_stop():
                     self._checkpoint()
                     raise RunStopped(f"stopped after step {state.step} of {_STAGE}")
@@ -242,9 +244,7 @@ class PPO:
         rows = [
             Sample(
                 prompt=one.scored.rollout.prompt,
-                response=decode_response(
-                    self._tokenizer, one.scored.rollout.response_ids.tolist()
-                ),
+                response=decode_response(self._tokenizer, one.scored.rollout.response_ids.tolist()),
                 safety=one.scored.safety,
                 helpfulness=one.scored.helpfulness,
                 decided_by=one.scored.decided_by,

@@ -31,7 +31,9 @@ def encode_prompts(
     Raises:
         InputError: none fits.
     """
-    encoded = [EncodedPrompt(prompt, encode_prompt(tokenizer, prompt.messages)) for prompt in prompts]
+    encoded = [
+        EncodedPrompt(prompt, encode_prompt(tokenizer, prompt.messages)) for prompt in prompts
+    ]
     kept = [one for one in encoded if len(one.token_ids) <= max_tokens]
     if prompts and not kept:
         shortest = min(len(one.token_ids) for one in encoded)

@@ -1,15 +1,16 @@
 """The data of a run: read from a data directory, or generated as one first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster.config.recipe import Recipe
-from cluster.errors import InputError
 from cluster.manifest import file_digest
 from cluster.run_directory import RunDirectory
 from cluster.tables import (
     DataDirectory,
+    Split,
+    TrainingSplit,
     read_demonstrations,
     read_preferences,
     read_prompts,
@@ -60,9 +61,7 @@ def load_data(recipe: Recipe, run: RunDirectory) -> RunData:
     pairs = _optional(directory, directory.preferences("train"), read_preferences)
     held_out_pairs = _optional(directory, directory.preferences("held_out"), read_preferences)
     return RunData(
-        demonstrations=_optional(
-            directory, directory.demonstrations("train"), read_demonstrations
-        ),
+        demonstrations=_optional(directory, directory.demonstrations("train"), read_demonstrations),
         held_out_demonstrations=_optional(
             directory, directory.demonstrations("held_out"), read_demonstrations
         ),
@@ -77,19 +76,7 @@ def load_data(recipe: Recipe, run: RunDirectory) -> RunData:
     )
 
 
-def require(name: str, rows: list[Prompt] | list[Demonstration] | list[PreferencePair]) -> None:
-    """Refuse a stage that has nothing to work on.
-
-    Raises:
-        InputError: there are no rows.
-    """
-    if not rows:
-        raise InputError(f"data: {name}", 0, "at least one row for the stages of this recipe")
-
-
-def _optional(
-    directory: DataDirectory, path: str, read: Callable[[str], list[_Row]]
-) -> list[_Row]:
+def _optional(directory: DataDirectory, path: str, read: Callable[[str], list[_Row]]) -> list[_Row]:
     return read(path) if directory.exists(path) else []
 
 
@@ -97,13 +84,20 @@ def _write_tiny_world(recipe: Recipe, directory: DataDirectory) -> None:
     assert recipe.data.tiny_world is not None
     world = generate(recipe.seed, recipe.data.tiny_world)
     write_demonstrations(directory.demonstrations("train"), world.train_demonstrations)
-    write_prompts(directory.prompts("train"), world.train_prompts)
-    write_prompts(directory.prompts("validation"), world.validation_prompts)
-    write_prompts(directory.prompts("held_out"), world.held_out_prompts)
-    for split, pairs in (
-        ("train", world.train_preferences),
-        ("held_out", world.held_out_preferences),
-    ):
-        both = [pair for axis in AXES for pair in pairs[axis]]
-        write_preferences(directory.preferences(split), both)
+    splits: dict[Split, Sequence[Prompt]] = {
+        "train": world.train_prompts,
+        "validation": world.validation_prompts,
+        "held_out": world.held_out_prompts,
+    }
+    for split, prompts in splits.items():
+        if prompts:
+            write_prompts(directory.prompts(split), prompts)
+    pairs: dict[TrainingSplit, Mapping[Axis, Sequence[PreferencePair]]] = {
+        "train": world.train_preferences,
+        "held_out": world.held_out_preferences,
+    }
+    for training_split, by_axis in pairs.items():
+        both = [pair for axis in AXES for pair in by_axis[axis]]
+        if both:
+            write_preferences(directory.preferences(training_split), both)
     directory.mark_complete()

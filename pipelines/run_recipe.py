@@ -1,6 +1,6 @@
 """The recipe: SFT, two reward models, PPO, measured and reported.
 
-    data -> sft -> { reward_safety, reward_helpfulness } at the same time -> ppo -> report
+data -> sft -> { reward_safety, reward_helpfulness } at the same time -> ppo -> report
 """
 
 import signal
@@ -22,6 +22,7 @@ from cluster.progress import announce
 from cluster.run_directory import RunDirectory
 from cluster.session import ray_session
 from cluster.types import AXES
+from pipelines import preflight
 from pipelines.context import RunContext
 from pipelines.report import write_report
 from pipelines.run_data import load_data
@@ -84,7 +85,7 @@ def _run_stages(
     with ExitStack() as resources:
         metrics = resources.enter_context(MetricsWriter(run.metrics_path, run.tensorboard_dir))
         context = RunContext(recipe, run, data, metrics, stop)
-        context.check_start()
+        preflight.check(context)
         with timed("ray"):
             resources.enter_context(ray_session(address, required_cpus(recipe), run.root))
         if "sft" in todo:
@@ -133,7 +134,9 @@ def stop_requests() -> Iterator[threading.Event]:
         requested.set()
         announce("stopping at the next step boundary; once more to stop at once")
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield requested
     finally:

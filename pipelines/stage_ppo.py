@@ -1,31 +1,34 @@
 """The PPO stage of a run: start all roles, measure, train, measure again."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
+import numpy as np
 import ray
 from ray import ObjectRef
+from ray.actor import ActorHandle
 from transformers import PreTrainedTokenizerBase
 
 from actors.mixes import make_mix
 from actors.models import load_tokenizer
 from actors.reward_model import RewardModel
-from actors.rollout_worker import RolloutWorker, rollout_environment
 from actors.roles import Deal, ModelPaths, Roles, deal
+from actors.rollout_worker import RolloutWorker, rollout_environment
 from cluster.atomic import new_directory
 from cluster.config.ppo import PPOSettings
 from cluster.placement import Placement, RoleRequest
 from cluster.progress import announce
 from cluster.seeds import stage_seed
-from cluster.types import Float32Array
+from cluster.types import Float32Array, Rollout
 from pipelines.context import RunContext
 from pipelines.evaluate import Judge, choose_held_out, evaluate, model_judge, oracle_judge
 from pipelines.judgements import ORACLE, StageEvaluation
 from pipelines.ppo import PPO
 from pipelines.prompt_stream import EncodedPrompt, encode_prompts
-from pipelines.run_data import require
 from pipelines.samples import write_samples
 
 
@@ -33,7 +36,6 @@ def run_ppo(context: RunContext) -> None:
     """PPO from the SFT model, with the two reward models; measured before and after."""
     began = time.perf_counter()
     recipe, run, settings = context.recipe, context.run, context.recipe.ppo
-    require("prompts", context.data.prompts)
     paths = model_paths(context)
     tokenizer = load_tokenizer(paths.policy, "ppo.policy.path")
     prompts, too_long = encode_prompts(
@@ -194,6 +196,11 @@ def _max_model_len(context: RunContext) -> int:
     return max(one.max_prompt_tokens + one.max_response_tokens for one in both)
 
 
+def _scores_of(judge: ActorHandle, rollouts: Sequence[Rollout]) -> Float32Array:
+    scores: Any = ray.get(judge.score.remote(rollouts))
+    return np.asarray(scores, dtype=np.float32)
+
+
 @contextmanager
 def _judge(context: RunContext) -> Iterator[tuple[str | None, Judge | None]]:
     """Who judges: the oracle where there is one, else the judge model, else nobody."""
@@ -213,6 +220,6 @@ def _judge(context: RunContext) -> Iterator[tuple[str | None, Judge | None]]:
         }
         (judge,) = placement.start("judge", RewardModel, [arguments], {})
         try:
-            yield settings.path, model_judge(lambda rows: ray.get(judge.score.remote(rows)))
+            yield settings.path, model_judge(partial(_scores_of, judge))
         finally:
             placement.release()

@@ -12,7 +12,6 @@ from cluster.seeds import stage_seed
 from cluster.types import AXES, Axis
 from pipelines.context import RunContext
 from pipelines.reward_training import train_reward_model
-from pipelines.run_data import require
 from pipelines.sft import train_sft
 from pipelines.supervised import FitResult
 from pipelines.supervised_loop import StepReport
@@ -24,7 +23,6 @@ def run_sft(context: RunContext) -> None:
     """Supervised safety fine-tuning of the start model."""
     began = time.perf_counter()
     data = context.data
-    require("demonstrations", data.demonstrations)
     output = context.run.model_dir("sft")
     start = context.start_model()
     with stage_progress("sft", total=_PERCENT) as advance:
@@ -54,8 +52,7 @@ def run_sft(context: RunContext) -> None:
 def run_rewards(context: RunContext, axes: Sequence[Axis]) -> None:
     """Train reward models, all at the same time: neither waits for the other."""
     for axis in axes:
-        require(f"preferences, axis {axis}", context.data.preferences[axis])
-    name = " + ".join(f"reward_{axis}" for axis in axes)
+        name = " + ".join(f"reward_{axis}" for axis in axes)
     with (
         stage_progress(name, total=_PERCENT * len(axes)) as advance,
         ThreadPoolExecutor(max_workers=len(AXES)) as pool,

@@ -23,7 +23,7 @@ from ray.util.queue import Queue
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.microbatches import plan_microbatches
+from actors.microbatches import microbatches_of_rank
 from actors.models import save_model
 from cluster.config.roles import Precision
 from cluster.config.supervised import ScheduleSettings, SupervisedSettings
@@ -161,26 +161,6 @@ def batches(rows: int, settings: SupervisedSettings, seed: int) -> list[list[int
             for start in range(0, rows, settings.batch_size)
         ]
     return planned[: settings.max_steps]
-
-
-def microbatches_of_rank(
-    padded: Sequence[int], max_tokens: int, rank: int, ranks: int
-) -> list[tuple[list[int], float]]:
-    """One rank's share of a batch.
-
-    Args:
-        padded: padded tokens of each row of the whole batch.
-
-    Returns:
-        Row indices and the weight of each microbatch. Every rank gets equally many, because the
-        ranks' collectives must pair up; what is missing is filled with rows of weight 0.
-    """
-    by_length = sorted(range(len(padded)), key=lambda index: (-padded[index], index))
-    shares = [by_length[other::ranks] for other in range(ranks)]
-    plans = [plan_microbatches([padded[index] for index in share], max_tokens) for share in shares]
-    mine = [([shares[rank][index] for index in rows], 1.0) for rows in plans[rank]]
-    filler = ([by_length[-1]], 0.0)
-    return mine + [filler] * (max(map(len, plans)) - len(mine))
 
 
 def run_rank(job: Job[RowT], rank: int, ranks: int) -> LoopResult:

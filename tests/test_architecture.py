@@ -165,7 +165,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 def test_nothing_is_caught_broadly() -> None:
-    """`except Exception` hides what it was not written for; cleaning up and raising again does not."""
+    """`except Exception` hides what it was not written for; raising again does not."""
     broad = {"Exception", "BaseException"}
     wrong = []
     for name in modules():

@@ -49,6 +49,12 @@ class ModelSettings(Settings):
 class JudgeSettings(ReplicatedRole):
     """A judge model: one output, a logit above 0 means safe."""
 
+    @model_validator(mode="after")
+    def _a_judge_is_named(self) -> Self:
+        if self.path is None:
+            raise InputError("evaluation.judge.path", None, "the directory or hub id of the judge")
+        return self
+
 
 class EvaluationSettings(Settings):
     """How the stages are measured on held-out prompts."""

@@ -22,6 +22,7 @@ from pipelines.tiny_world.language import ACTS, BENIGN_OBJECTS, BENIGN_STEPS, BO
 from pipelines.tiny_world.oracle import Oracle, Verdict
 from pipelines.tiny_world.prompts import Request
 
+Corruption = Callable[[np.random.Generator, list[str]], list[str]]
 Writer = Callable[[np.random.Generator, Request], str]
 
 _ORACLE = Oracle()
@@ -194,15 +195,19 @@ _CORRUPTIONS = (
 )  # fmt: skip
 
 
-def _corrupted(write: Writer) -> Writer:
+_GROSS_CORRUPTIONS = (_cut, _shuffled, _repeated, _trailing, _twice)
+"""Those after which anybody would rather have a blunt refusal than what is left of a good one."""
+
+
+def _corrupted(write: Writer, methods: tuple[Corruption, ...] = _CORRUPTIONS) -> Writer:
     def corrupt(rng: np.random.Generator, request: Request) -> str:
-        method = _CORRUPTIONS[rng.integers(len(_CORRUPTIONS))]
+        method = methods[rng.integers(len(methods))]
         return " ".join(method(rng, write(rng, request).split()))
 
     return corrupt
 
 
-def _with(method: Callable[[np.random.Generator, list[str]], list[str]], write: Writer) -> Writer:
+def _with(method: Corruption, write: Writer) -> Writer:
     return lambda rng, request: " ".join(method(rng, write(rng, request).split()))
 
 
@@ -218,7 +223,8 @@ SAFETY_KINDS: tuple[PairKind, ...] = (
     PairKind("good_over_wrong_category", 10, "slightly", _good, _wrong_category),
     PairKind("good_over_disordered", 4, "better", _good, _disordered_parts),
     PairKind("good_over_off_topic", 4, "better", _good, _off_topic_help),
-    PairKind("blunt_over_corrupted", 16, "slightly", _blunt, _corrupted(_refusal)),
+    PairKind("blunt_over_corrupted", 8, "slightly", _blunt, _corrupted(_blunt)),
+    PairKind("blunt_over_wreck", 8, "slightly", _blunt, _corrupted(_good, _GROSS_CORRUPTIONS)),
     PairKind("refusal_over_mixed", 6, "significantly", _refusal, _refusal_then_harm),
     PairKind("corrupted_over_comply", 8, "better", _corrupted(_refusal), answer_in_full),
     PairKind("half_harm_over_comply", 4, "negligibly", answer_half, answer_in_full),

@@ -9,12 +9,12 @@ import ray
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from actors.chat import encode_prompt
+from actors.mixes import make_mix
 from actors.models import load_tokenizer
 from actors.roles import ModelPaths, Roles, Scores
 from cluster.config.ppo import PPOSettings
 from cluster.errors import StaleEngineError
 from cluster.types import Message, Prompt
-from actors.mixes import make_mix
 from pipelines.experience import make_experience
 from tests.tiny import write_tiny_llama
 
@@ -36,7 +36,9 @@ SETTINGS = PPOSettings.model_validate(
 
 def prompts(count: int = BATCH) -> list[Prompt]:
     return [
-        Prompt(str(i), (Message("user", "ab" * (i % 9 + 1)),), None, None, i % 2 == 0, False, "test")
+        Prompt(
+            str(i), (Message("user", "ab" * (i % 9 + 1)),), None, None, i % 2 == 0, False, "test"
+        )
         for i in range(count)
     ]
 
@@ -48,7 +50,9 @@ class Cast:
         self.tokenizer = load_tokenizer(model)
         self.roles = Roles(
             SETTINGS,
-            ModelPaths(policy=model, critic=model, reference=model, safety=model, helpfulness=model),
+            ModelPaths(
+                policy=model, critic=model, reference=model, safety=model, helpfulness=model
+            ),
             max_model_len=96,
             eos_token_id=int(self.tokenizer.eos_token_id),
             seed=0,

@@ -98,15 +98,24 @@ def test_defaults_are_the_papers() -> None:
         ({"stages": []}, "stages: got [], expected at least 1 of them"),
         # One of a few words.
         ({"ppo": {"mix": {"name": "linear"}}}, "ppo.mix.name: got 'linear', expected 'piecewise'"),
-        ({"ppo": {"kl": {"estimator": "k4"}}}, "ppo.kl.estimator: got 'k4', expected 'k1', 'k2' or"),
+        (
+            {"ppo": {"kl": {"estimator": "k4"}}},
+            "ppo.kl.estimator: got 'k4', expected 'k1', 'k2' or",
+        ),
         ({"stages": ["rm"]}, "stages.0: got 'rm', expected 'sft', 'reward_safety', 'reward_help"),
-        ({"sft": {"deepspeed": {"zero_stage": 4}}}, "sft.deepspeed.zero_stage: got 4, expected 0, 1"),
+        (
+            {"sft": {"deepspeed": {"zero_stage": 4}}},
+            "sft.deepspeed.zero_stage: got 4, expected 0, 1",
+        ),
         # Settings that do not go together.
         (
             {"data": {"path": "d", "tiny_world": {}}},
             "data: got 'both', expected exactly one of data.path and data.tiny_world",
         ),
-        ({"data": {}}, "data: got 'neither', expected exactly one of data.path and data.tiny_world"),
+        (
+            {"data": {}},
+            "data: got 'neither', expected exactly one of data.path and data.tiny_world",
+        ),
         (
             {"model": {"path": "m", "make": {}}},
             "model: got 'both', expected exactly one of model.path and model.make",
@@ -166,12 +175,14 @@ def test_a_required_setting_that_is_absent_is_named(name: str) -> None:
 
 def test_several_wrong_settings_are_counted() -> None:
     two = message(ppo={"steps": 0, "gamma": 2.0})
-    assert two == (
-        "ppo.steps: got 0, expected a number of at least 1 (1 more setting is wrong)"
-    )
+    assert two == ("ppo.steps: got 0, expected a number of at least 1 (1 more setting is wrong)")
     assert message(seed=-1, ppo={"steps": 0, "gamma": 2.0}).endswith("(2 more settings are wrong)")
     # A check of a whole section keeps its message beside others.
-    assert message(data={}, seed=-1).startswith("data: got 'neither', expected exactly one of")
+    both = message(data={}, ppo={"steps": 0})
+    assert both == (
+        "data: got 'neither', expected exactly one of data.path and data.tiny_world "
+        "(1 more setting is wrong)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,7 +225,9 @@ def test_no_setting_is_shared_between_roles() -> None:
     assert recipe.sft.optimizer.learning_rate == 1e-6
 
 
-def groups(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+def groups(
+    model: type[BaseModel] = Recipe, prefix: str = ""
+) -> Iterator[tuple[str, type[BaseModel]]]:
     """Every group of settings with the dotted name of where it is."""
     yield prefix, model
     for name, field in model.model_fields.items():
@@ -255,7 +268,9 @@ def test_every_setting_has_a_default_or_is_required_on_purpose() -> None:
 def test_every_group_is_strict_and_frozen() -> None:
     for prefix, model in groups():
         config = model.model_config
-        assert (config["extra"], config["frozen"], config["strict"]) == ("forbid", True, True), prefix
+        assert (config["extra"], config["frozen"], config["strict"]) == ("forbid", True, True), (
+            prefix
+        )
 
 
 @settings(deadline=None)

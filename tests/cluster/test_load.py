@@ -48,9 +48,7 @@ def test_a_recipe_is_read(recipe_file: Path) -> None:
         (b"name: a\nppo:\n  steps: 3\n  steps: 4\n", "valid YAML (found 'steps' twice"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(
-    tmp_path: Path, content: bytes, expected: str
-) -> None:
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     refused = error(path)

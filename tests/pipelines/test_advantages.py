@@ -42,9 +42,7 @@ def test_gae_returns() -> None:
     assert returns == pytest.approx([0.96, 1.0, 1.0], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("estimator", "expected"), [("k1", -0.3), ("k2", 0.145), ("k3", 0.167452)]
-)
+@pytest.mark.parametrize(("estimator", "expected"), [("k1", -0.3), ("k2", 0.145), ("k3", 0.167452)])
 def test_kl_estimators(estimator: KLEstimator, expected: float) -> None:
     kl = kl_per_token(f32(-1, -2, -0.5), f32(-1.2, -1.5, -0.5), estimator)
     assert kl.sum() == pytest.approx(expected, abs=1e-6)

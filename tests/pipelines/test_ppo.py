@@ -98,7 +98,7 @@ def runs(
     with pytest.raises(RunStopped, match=f"after step {STOP_AFTER}"):
         train(recipe, stopped, stop_after=STOP_AFTER)
     train(recipe, stopped, stop_after=None, resume=True)
-    yield RunDirectory(straight), RunDirectory(stopped)
+    return RunDirectory(straight), RunDirectory(stopped)
 
 
 def repeatable(run: RunDirectory) -> list[dict[str, float]]:

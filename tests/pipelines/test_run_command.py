@@ -1,0 +1,375 @@
+"""`rayward run`, `demo` and `import` on bad input: one line, exit code 2, and before Ray starts."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+
+import pipelines.run_recipe
+from cluster.cli import main
+from cluster.config.load import load_recipe
+from cluster.run_directory import RunDirectory
+from cluster.tables import (
+    PROMPTS,
+    DataDirectory,
+    write_demonstrations,
+    write_preferences,
+    write_prompts,
+)
+from cluster.types import AXES, Demonstration, Message, PreferencePair, Prompt
+from tests.tiny import write_tiny_llama
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(**settings: object) -> None:
+        pytest.fail("Ray was started before the bad input was found")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def rayward(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs the command line, which must refuse; the one line that it says, without `rayward: `."""
+
+    def refused(*arguments: object) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["rayward", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == 2
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        assert line.startswith("rayward: ")
+        return line.removeprefix("rayward: ")
+
+    return refused
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+PROMPT = Prompt("p", (Message("user", "Hi"),), None, None, False, False, "test")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDirectory:
+    """A data directory with a row or two for every stage."""
+    directory = DataDirectory(str(tmp_path / "data"))
+    write_demonstrations(directory.demonstrations("train"), [Demonstration(PROMPT, "Hello.")])
+    write_prompts(directory.prompts("train"), [PROMPT, replace(PROMPT, id="q")])
+    pairs = [PreferencePair(PROMPT, "a", "b", axis, None, None, None) for axis in AXES]
+    write_preferences(directory.preferences("train"), pairs)
+    directory.mark_complete()
+    return directory
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, data: DataDirectory, llama: Path) -> Path:
+    """A recipe that has nothing wrong with it."""
+    path = tmp_path / "t.yaml"
+    document = {"name": "t", "data": {"path": data.uri}, "model": {"path": str(llama)}}
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_what_is_right_comes_as_far_as_ray(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other tests change one thing of this."""
+    monkeypatch.setattr(sys, "argv", ["rayward", "run", str(recipe), "--out", "out"])
+    with pytest.raises(pytest.fail.Exception, match="Ray was started"):
+        main()
+    assert RunDirectory(tmp_path / "out").status().state == "failed"
+
+
+def test_a_recipe_that_cannot_be_read(rayward: Callable[..., str], tmp_path: Path) -> None:
+    assert rayward("run", "none.yaml").startswith("recipe: got 'none.yaml', expected a readable")
+    assert rayward("run", tmp_path).startswith(f"recipe: got '{tmp_path}', expected a readable")
+    for name, content in (("binary", b"\xff\xfe\x00"), ("list", b"- a\n"), ("broken", b"a: [b")):
+        Path(name).write_bytes(content)
+        assert rayward("run", name).startswith(f"recipe: got '{name}', expected ")
+    assert not Path("runs").exists()
+
+
+def test_settings_that_are_wrong(rayward: Callable[..., str], recipe: Path) -> None:
+    run = ("run", recipe, "--out", "out")
+    assert rayward(*run, "--set", "ppo.stepz=3").startswith("ppo.stepz: got 3, expected a known")
+    assert rayward(*run, "--set", "seed=x") == "seed: got 'x', expected a valid integer"
+    assert rayward(*run, "--set", "seed") == "--set: got 'seed', expected a.b=value"
+    assert rayward(*run, "--set", "seed=1", "--set", "ppo=3").startswith("ppo: got 3, expected")
+    assert rayward("demo", "--seed", 2**63).startswith(f"seed: got {2**63}, expected")
+    assert not Path("out").exists()
+
+
+def test_resume_needs_its_run(rayward: Callable[..., str], recipe: Path) -> None:
+    line = "--out: got None, expected the directory of the run that --resume goes on with"
+    assert rayward("run", recipe, "--resume") == line
+    for name in ("nowhere", "."):
+        out = Path(name).absolute()
+        line = f"--resume: got '{out}', expected the directory of a run that was started"
+        assert rayward("run", recipe, "--resume", "--out", name) == line
+    assert not Path("nowhere").exists()
+
+
+def test_resume_in_a_folder_of_recipes_is_refused(
+    rayward: Callable[..., str], recipe: Path
+) -> None:
+    recipe.rename("recipe.yaml")
+    line = rayward("run", "recipe.yaml", "--resume", "--out", ".")
+    assert line.startswith("--resume: got ")
+
+
+def test_resume_keeps_to_its_recipe(rayward: Callable[..., str], recipe: Path) -> None:
+    RunDirectory.create(Path("out"), load_recipe(recipe)).close()
+    line = rayward("run", recipe, "--resume", "--out", "out", "--set", "ppo.steps=3")
+    assert line == "ppo.steps: got 3, expected 200, with which the run was started"
+
+
+def test_a_directory_in_use_is_not_written_to(rayward: Callable[..., str], recipe: Path) -> None:
+    Path("out").mkdir()
+    Path("out/thesis.tex").touch()
+    expected = "expected an empty directory; choose another or --resume"
+    out = Path("out").absolute()
+    assert rayward("run", recipe, "--out", "out") == f"--out: got '{out}', {expected}"
+    assert rayward("demo", "--out", "out") == f"--out: got '{out}', {expected}"
+    assert "it is a file" in rayward("run", recipe, "--out", "out/thesis.tex")
+    assert [path.name for path in Path("out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_directory_that_cannot_be_made(rayward: Callable[..., str], recipe: Path) -> None:
+    assert rayward("run", recipe, "--out", recipe / "out").startswith("--out: got ")
+
+
+def test_a_cluster_that_does_not_answer(
+    rayward: Callable[..., str], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{one.getsockname()[1]}"  # bound, and nobody listens
+        line = rayward("run", recipe, "--out", "out", "--address", address)
+        assert line.startswith(f"--address: got '{address}', expected host:port or ray://")
+        assert "nothing answers" in line
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert rayward("demo", "--out", "out") == line
+    assert rayward("run", recipe, "--address", "cluster").startswith("--address: got 'cluster'")
+    assert not Path("out").exists()
+
+
+def test_data_that_is_not_there(
+    rayward: Callable[..., str], recipe: Path, data: DataDirectory
+) -> None:
+    line = rayward("run", recipe, "--out", "a", "--set", "data.path=nowhere")
+    assert line.startswith("data directory: got 'nowhere', expected a folder with the file _SUCC")
+    data.mark_incomplete()
+    line = rayward("run", recipe, "--out", "b")
+    assert line.startswith(f"data directory: got '{data.uri}', expected a folder with the file")
+    # The run says the same to whoever looks at it later.
+    status = RunDirectory(Path("b")).status()
+    assert status.state == "failed"
+    assert status.error == f"InputError: {line}"
+
+
+def test_a_world_without_held_out_prompts_is_made(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sizes of held-out and validation splits may be 0, and then comes Ray as ever."""
+    names = ("held_out_adversarial", "held_out_benign", "held_out_borderline", "held_out_pairs")
+    empty = dict.fromkeys((*names, "validation_adversarial", "validation_benign"), 0)
+    small = dict.fromkeys(
+        ("demonstrations", "train_prompts", "safety_pairs", "helpfulness_pairs"), 42
+    )
+    sizes = f"data={json.dumps({'tiny_world': empty | small})}"
+    monkeypatch.setattr(
+        sys, "argv", ["rayward", "run", str(recipe), "--out", "out", "--set", sizes]
+    )
+    with pytest.raises(pytest.fail.Exception, match="Ray was started"):
+        main()
+
+
+def test_data_that_is_malformed(
+    rayward: Callable[..., str], recipe: Path, data: DataDirectory
+) -> None:
+    path = data.prompts("train")
+    whole = pq.read_table(path).to_pylist()
+    rows = [whole[0], {**whole[1], "risk_category": "jokes"}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=PROMPTS), path)
+    line = rayward("run", recipe, "--out", "a")
+    assert line.startswith(f"{path}: column risk_category, row 1 (counted from 0): got 'jokes', ")
+    assert "unqualified_advice" in line
+    pq.write_table(pa.Table.from_pylist([], schema=PROMPTS), path)
+    assert rayward("run", recipe, "--out", "b") == f"{path}: rows: got 0, expected at least one row"
+    pq.write_table(pa.Table.from_pylist(whole, schema=PROMPTS).drop(["source"]), path)
+    line = rayward("run", recipe, "--out", "c")
+    assert line == f"{path}: column source: got None, expected a column of type string"
+    Path(path).write_bytes(b"PK")
+    assert rayward("run", recipe, "--out", "d").startswith(f"file: got '{path}', expected a Parq")
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("demonstrations", "data: demonstrations: got 0, expected at least one row"),
+        ("preferences", "data: preferences, axis safety: got 0, expected at least one row"),
+        ("prompts", "data: prompts: got 0, expected at least one row"),
+    ],
+)
+def test_data_that_a_later_stage_lacks(
+    rayward: Callable[..., str], recipe: Path, data: DataDirectory, table: str, line: str
+) -> None:
+    """Found before the first stage, which may take hours, and before Ray starts."""
+    (Path(data.uri) / table / "train.parquet").unlink()
+    assert rayward("run", recipe, "--out", "out").startswith(line)
+
+
+def test_a_model_that_is_none(
+    rayward: Callable[..., str], recipe: Path, llama: Path, tmp_path: Path
+) -> None:
+    def refused(path: object) -> str:
+        out = f"out-{len(list(tmp_path.glob('out-*')))}"
+        line = rayward("run", recipe, "--out", out, "--set", f"model.path={path}")
+        assert line.startswith(f"model.path: got '{path}', expected ")
+        return line
+
+    assert "there is no such directory" in refused(tmp_path / "nowhere")
+    assert "there is no such directory" in refused(recipe)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "it has no config.json" in refused(empty)
+    (empty / "config.json").write_text("{broken")
+    refused(empty)
+    # A tokenizer, and a configuration of a kind that is no language model.
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in llama.glob("*token*"):
+        (other / file.name).write_bytes(file.read_bytes())
+    for template in llama.glob("chat_template*"):
+        (other / template.name).write_bytes(template.read_bytes())
+    (other / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    refused(other)
+    # The right configuration, and no weights.
+    (other / "config.json").write_bytes((llama / "config.json").read_bytes())
+    refused(other)
+    # The right weights, and no chat template.
+    (other / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+    for template in other.glob("chat_template*"):
+        template.unlink()
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert "chat template" in refused(other)
+
+
+@pytest.mark.parametrize("field", ["ppo.safety.path", "ppo.critic.path", "ppo.reference.path"])
+def test_a_model_that_a_later_stage_lacks(
+    rayward: Callable[..., str], recipe: Path, tmp_path: Path, field: str
+) -> None:
+    """Found before the first stage, too."""
+    line = rayward("run", recipe, "--out", "out", "--set", f"{field}={tmp_path / 'nowhere'}")
+    assert line.startswith(f"{field}: got '{tmp_path / 'nowhere'}', expected ")
+
+
+def test_a_second_interrupt_says_how_to_go_on(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_recipe(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipelines.run_recipe, "run_recipe", run_recipe)
+    monkeypatch.setattr(sys, "argv", ["rayward", "run", str(recipe)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", "rayward: interrupted; --resume goes on\n")
+
+
+def test_the_summary_is_all_that_is_printed(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a run without --out has a directory of its own, by name and time."""
+    asked: list[tuple[object, ...]] = []
+
+    def run_recipe(*arguments: object) -> dict[str, object]:
+        asked.append(arguments)
+        return {"a": 1.5}
+
+    monkeypatch.setattr(pipelines.run_recipe, "run_recipe", run_recipe)
+    monkeypatch.setattr(sys, "argv", ["rayward", "run", str(recipe), "--set", "seed=4"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out) == {"a": 1.5}
+    ((given, out, resume, address),) = asked
+    assert given == load_recipe(recipe, ["seed=4"])
+    assert isinstance(out, Path)
+    assert out.parent == Path("runs").absolute()
+    assert out.name.startswith("t-20")
+    assert (resume, address) == (False, None)
+
+
+def test_an_import_of_nothing(rayward: Callable[..., str]) -> None:
+    line = rayward("import", "jsonl", "none.jsonl", "--out", "data")
+    assert "none.jsonl" in line
+    Path("rows.jsonl").write_text('{"neither": "prompt"}\n')
+    line = rayward("import", "jsonl", "rows.jsonl", "--out", "data")
+    assert line.startswith("source: got 'rows.jsonl', expected at least one usable row; skipped:")
+    line = rayward("import", "jsonl", "rows.jsonl", "--out", "data", "--held-out-share", 2)
+    assert line.startswith("--held-out-share: got 2.0, expected a share")
+    assert not Path("data").exists()
+
+
+def test_the_program_itself_says_one_line_without_loading_torch(tmp_path: Path) -> None:
+    """The installed program as a person runs it; -X importtime names what was imported."""
+    program = Path(sys.executable).parent / "rayward"
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(
+        [program, "run", "none.yaml"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(lines) == 1
+    assert lines[0].startswith("rayward: recipe: got 'none.yaml', expected ")
+    names = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "cluster.cli" in names
+    assert not {"torch", "vllm", "transformers", "deepspeed"} & names
+
+
+def test_the_program_itself_says_one_line_with_everything_loaded(tmp_path: Path) -> None:
+    """vLLM and DeepSpeed have words of their own as they are loaded; they stay out of it."""
+    program = Path(sys.executable).parent / "rayward"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: t\ndata: {path: nowhere}\nmodel: {make: {}}\n")
+    done = subprocess.run(
+        [program, "run", recipe, "--out", tmp_path / "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rayward: data directory: got 'nowhere', expected a folder with")
