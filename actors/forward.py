@@ -52,7 +52,7 @@ def response_logprobs(
         rows, positions - first
     ]
     logprobs = token_logprobs(logits, ids[rows, positions + 1], temperature)
-    return logprobs, entropy(logits, temperature) if with_entropy else None
+    return logprobs, entropy(logits.detach(), temperature) if with_entropy else None
 
 
 def response_values(model: PreTrainedModel, rollouts: Sequence[Rollout]) -> Tensor:

@@ -10,13 +10,14 @@ import ray
 import torch
 import torch.distributed
 from ray.actor import ActorHandle
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from actors.forward import response_logprobs, response_values, split_rows
 from actors.losses import policy_loss, value_loss
 from actors.microbatches import microbatches_of_rank
-from actors.models import load_causal_lm, load_scalar_model, load_tokenizer
-from actors.zero import export_model, gradient_norm, join_process_group, make_engine
+from actors.models import load_causal_lm, load_scalar_model, load_tokenizer, save_model
+from actors.zero import full_weights, gradient_norm, join_process_group, make_engine
 from cluster.config.ppo import PPOSettings
 from cluster.types import Experience, Float32Array, Rollout
 
@@ -65,8 +66,12 @@ class Learner:
         else:
             model = load_scalar_model(self._path, self._own.precision, seed=self._seed, field=field)
         self._tokenizer = load_tokenizer(self._path, field)
+        self._model = model
         self._engine = make_engine(
-            model, self._own.optimizer, self._own.deepspeed, self._own.precision
+            _Scorer(model, self._settings.sampling.temperature, self._role),
+            self._own.optimizer,
+            self._own.deepspeed,
+            self._own.precision,
         )
 
     @torch.no_grad()
@@ -83,7 +88,7 @@ class Learner:
         result: dict[int, Float32Array] = {}
         for indices, weight in self._microbatches(batch):
             rows = [batch[index] for index in indices]
-            flat = self._forward(rows, with_entropy=False)[0]
+            flat, _ = self._engine(rows, with_entropy=False)
             if weight:
                 for index, values in zip(indices, split_rows(flat, rows), strict=True):
                     result[index] = values.cpu().numpy()
@@ -97,7 +102,8 @@ class Learner:
         """
         order = np.random.default_rng([self._seed, version]).permutation(len(experiences))
         size = self._settings.minibatch_size
-        totals = torch.zeros(4, dtype=torch.float64)  # loss, clipped, drift or error, entropy
+        # Loss, clipped, drift or error, entropy; where the group's backend can add them up.
+        totals = torch.zeros(4, dtype=torch.float64, device=self._engine.device)
         gradient_norms = []
         tokens_seen = 0
         for start in range(0, len(order), size):
@@ -130,9 +136,7 @@ class Learner:
             "actor/optimizer_steps": float(len(gradient_norms)),
         }
 
-    def sync_weights(
-        self, samplers: list[ActorHandle], tensor_parallel_size: int, version: int
-    ) -> None:
+    def sync_weights(self, samplers: list[ActorHandle], version: int) -> None:
         """Send the policy's weights to the samplers and stamp them with `version`."""
         # vLLM takes seconds to import, and only the policy group speaks to it.
         from actors.weight_sync import open_sync
@@ -141,9 +145,8 @@ class Learner:
             self._sync = open_sync(
                 self._settings.rollout.weight_sync,
                 samplers,
-                self._engine.module,
+                self._model,
                 self._rank,
-                tensor_parallel_size,
             )
         client, trainer = self._sync
         client.version = version
@@ -151,9 +154,9 @@ class Learner:
 
     def export(self, directory: Path) -> None:
         """Write the model and its tokenizer as a transformers directory."""
-        export_model(self._engine, directory, self._rank)
+        weights = full_weights(self._model, keep=self._rank == 0)
         if self._rank == 0:
-            self._tokenizer.save_pretrained(directory)
+            save_model(self._model, self._tokenizer, directory, weights)
 
     def save(self, directory: Path) -> None:
         """Write everything that DeepSpeed needs to go on: weights, optimizer, counters."""
@@ -171,18 +174,10 @@ class Learner:
         budget = self._own.max_tokens_per_microbatch
         return microbatches_of_rank(lengths, budget, self._rank, self._world)
 
-    def _forward(
-        self, rollouts: Sequence[Rollout], with_entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        if self._role == "critic":
-            return response_values(self._engine, rollouts), None
-        temperature = self._settings.sampling.temperature
-        return response_logprobs(self._engine, rollouts, temperature, with_entropy)
-
     def _loss(self, experiences: Sequence[Experience]) -> tuple[Tensor, Tensor]:
         """Summed loss of a microbatch, and float64 [4] sums for the metrics."""
         scored = [experience.scored for experience in experiences]
-        new, spread = self._forward([one.rollout for one in scored], with_entropy=True)
+        new, spread = self._engine([one.rollout for one in scored], with_entropy=True)
         if self._role == "critic":
             old = _flat([one.values for one in scored], new)
             returns = _flat([experience.returns for experience in experiences], new)
@@ -195,7 +190,25 @@ class Learner:
             moved = old - new
         spread = torch.zeros_like(new) if spread is None else spread
         sums = [losses.sum(), clipped.sum(), moved.sum(), spread.sum()]
-        return losses.sum(), torch.stack([s.detach().double().cpu() for s in sums])
+        return losses.sum(), torch.stack([s.detach().double() for s in sums])
+
+
+class _Scorer(nn.Module):
+    """The model and what is asked of it as one module, whose forward pass DeepSpeed watches."""
+
+    def __init__(self, model: PreTrainedModel, temperature: float, role: str) -> None:
+        super().__init__()
+        self.model = model
+        self._temperature = temperature
+        self._role = role
+
+    def forward(
+        self, rollouts: Sequence[Rollout], with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logprobs and entropies (policy) or values (critic) of all response tokens, [T]."""
+        if self._role == "critic":
+            return response_values(self.model, rollouts), None
+        return response_logprobs(self.model, rollouts, self._temperature, with_entropy)
 
 
 def _flat(rows: Sequence[Float32Array], like: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Cutting a batch of uneven sequences into padded microbatches under a token budget."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+_Row = TypeVar("_Row")
 TokenIds = Sequence[int] | npt.NDArray[np.int64]
 
 
@@ -51,6 +53,11 @@ def microbatches_of_rank(
     mine = [([shares[rank][index] for index in rows], 1.0) for rows in plans[rank]]
     filler = ([by_length[-1]], 0.0)
     return mine + [filler] * (max(map(len, plans)) - len(mine))
+
+
+def part_of(rows: Sequence[_Row], part: int, parts: int) -> Sequence[_Row]:
+    """The `part`th of `parts` contiguous pieces, which differ by at most one row."""
+    return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
 
 def right_pad(sequences: Sequence[TokenIds], fill: int) -> Tensor:

@@ -50,6 +50,15 @@ def load_tokenizer(path: str, field: str = "model.path") -> PreTrainedTokenizerB
     return tokenizer
 
 
+def speak_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give every conversation the same ids."""
+    return bool(
+        one.get_vocab() == other.get_vocab()
+        and one.chat_template == other.chat_template
+        and one.eos_token_id == other.eos_token_id
+    )
+
+
 def load_causal_lm(path: str, precision: Precision, field: str = "model.path") -> PreTrainedModel:
     """Load a causal language model.
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from actors.forward import response_logprobs, split_rows
-from actors.microbatches import plan_microbatches
+from actors.microbatches import part_of, plan_microbatches
 from actors.models import load_causal_lm, weights_digest
-from cluster.config.roles import ReplicatedRole
+from cluster.config.roles import ScoringRole
 from cluster.types import Float32Array, Rollout
 
 
@@ -22,7 +22,7 @@ class Reference:
         temperature: the sampling temperature.
     """
 
-    def __init__(self, path: str, settings: ReplicatedRole, temperature: float) -> None:
+    def __init__(self, path: str, settings: ScoringRole, temperature: float) -> None:
         torch.set_num_threads(settings.resources.threads)
         self._settings = settings
         self._temperature = temperature
@@ -31,8 +31,14 @@ class Reference:
         nn.Module.to(self._model, device).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def logprobs(self, rollouts: Sequence[Rollout]) -> list[Float32Array]:
-        """Logprobs of the response tokens: N rollouts -> N arrays of float32 [R_i]."""
+    def logprobs(
+        self, rollouts: Sequence[Rollout], part: int = 0, parts: int = 1
+    ) -> list[Float32Array]:
+        """Logprobs of the response tokens: N rollouts -> N arrays of float32 [R_i].
+
+        Of `parts` replicas that share the rollouts, this one takes its `part`.
+        """
+        rollouts = part_of(rollouts, part, parts)
         result: list[Float32Array] = [np.empty(0, np.float32)] * len(rollouts)
         lengths = [len(rollout.token_ids) for rollout in rollouts]
         for rows in plan_microbatches(lengths, self._settings.max_tokens_per_microbatch):

@@ -6,12 +6,17 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from actors.chat import decode_response, encode_conversation
-from actors.microbatches import length_mask, right_pad
-from actors.models import load_scalar_model, load_tokenizer, sequence_scores, weights_digest
-from cluster.config.roles import ReplicatedRole
+from actors.microbatches import length_mask, part_of, right_pad
+from actors.models import (
+    load_scalar_model,
+    load_tokenizer,
+    sequence_scores,
+    speak_alike,
+    weights_digest,
+)
+from cluster.config.roles import ScoringRole
 from cluster.errors import UnscoredError
 from cluster.types import Float32Array, Rollout
 
@@ -37,26 +42,30 @@ class RewardModel:
         self,
         role: Literal["safety", "helpfulness", "judge"],
         path: str,
-        settings: ReplicatedRole,
+        settings: ScoringRole,
         policy_path: str,
     ) -> None:
         torch.set_num_threads(settings.resources.threads)
         self._role = role
         self._settings = settings
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_scalar_model(path, settings.precision, seed=0, field=f"ppo.{role}.path")
+        field = "evaluation.judge.path" if role == "judge" else f"ppo.{role}.path"
+        self._model = load_scalar_model(path, settings.precision, seed=0, field=field)
         nn.Module.to(self._model, device).requires_grad_(False).eval()
-        self._tokenizer = load_tokenizer(path, f"ppo.{role}.path")
+        self._tokenizer = load_tokenizer(path, field)
         self._policy_tokenizer = load_tokenizer(policy_path, "ppo.policy.path")
-        self._same_tokens = _speak_alike(self._tokenizer, self._policy_tokenizer)
+        self._same_tokens = speak_alike(self._tokenizer, self._policy_tokenizer)
 
-    def score(self, rollouts: Sequence[Rollout]) -> Float32Array:
+    def score(self, rollouts: Sequence[Rollout], part: int = 0, parts: int = 1) -> Float32Array:
         """Score rollouts: N of them -> float32 [N] logits.
+
+        Of `parts` replicas that share the rollouts, this one takes its `part`.
 
         Raises:
             UnscoredError: a score is not finite. It never becomes a number.
         """
-        return self.score_tokens([self._own_tokens(rollout) for rollout in rollouts])
+        own = part_of(rollouts, part, parts)
+        return self.score_tokens([self._own_tokens(rollout) for rollout in own])
 
     @torch.no_grad()
     def score_tokens(self, sequences: Sequence[Sequence[int]]) -> Float32Array:
@@ -103,11 +112,3 @@ def _passes(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tup
         for start in range(0, len(members), size):
             rows = members[start : start + size]
             yield length, rows + rows[-1:] * (size - len(rows))
-
-
-def _speak_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    return (
-        one.get_vocab() == other.get_vocab()
-        and one.chat_template == other.chat_template
-        and one.eos_token_id == other.eos_token_id
-    )

@@ -81,27 +81,18 @@ class Roles:
         seed: int,
     ) -> None:
         self._settings = settings
+        self._timeout = settings.phase_timeout_s
         self._placement = Placement(role_requests(settings), settings.colocate)
-        start = self._placement.start
-        learner: dict[str, Any] = {"settings": settings, "seed": seed}
-        self._policy = start(
-            "policy",
-            Learner,
-            [
-                {"role": "policy", "path": paths.policy, "rank": rank, **learner}
-                for rank in range(settings.policy.deepspeed.ranks)
-            ],
-            {},
-        )
-        self._critic = start(
-            "critic",
-            Learner,
-            [
-                {"role": "critic", "path": paths.critic, "rank": rank, **learner}
-                for rank in range(settings.critic.deepspeed.ranks)
-            ],
-            {},
-        )
+        try:
+            self._start(paths, max_model_len, eos_token_id, seed)
+        except BaseException:
+            self.release()
+            raise
+
+    def _start(self, paths: ModelPaths, max_model_len: int, eos_token_id: int, seed: int) -> None:
+        settings, start = self._settings, self._placement.start
+        self._policy = self._learners("policy", paths.policy, seed)
+        self._critic = self._learners("critic", paths.critic, seed)
         rollout = {
             "model": paths.policy,
             "settings": settings.rollout,
@@ -126,9 +117,24 @@ class Roles:
         self._safety = self._reward_models("safety", paths.safety, paths.policy)
         self._helpfulness = self._reward_models("helpfulness", paths.helpfulness, paths.policy)
         for group in (self._policy, self._critic):
-            meeting: Any = ray.get(group[0].rendezvous.remote())
-            ray.get([rank.join.remote(*meeting) for rank in group])
+            meeting: Any = self._get(group[0].rendezvous.remote())
+            self._get([rank.join.remote(*meeting) for rank in group])
+        # A sampler that is still loading must not eat up the time that a sync may take.
+        self._get([worker.version.remote() for worker in self._rollout])
         self.sync(0)
+
+    def _get(self, calls: ObjectRef | Sequence[ObjectRef]) -> Any:  # noqa: ANN401 (Ray's own)
+        """Wait for answers; a role that hangs is an error, not a run that hangs.
+
+        Raises:
+            ray.exceptions.GetTimeoutError: no answer within `phase_timeout_s`.
+        """
+        return ray.get(calls, timeout=self._timeout)
+
+    def _learners(self, role: str, path: str, seed: int) -> list[ActorHandle]:
+        own = {"role": role, "path": path, "settings": self._settings, "seed": seed}
+        ranks = getattr(self._settings, role).deepspeed.ranks
+        return self._placement.start(role, Learner, [own | {"rank": r} for r in range(ranks)], {})
 
     @property
     def rollout_workers(self) -> list[ActorHandle]:
@@ -144,7 +150,7 @@ class Roles:
         """Have both reward models score rollouts: safety and helpfulness, float32 [N] each."""
         safety = _share(self._safety, "score", shards)
         helpfulness = _share(self._helpfulness, "score", shards)
-        return np.concatenate(ray.get(safety)), np.concatenate(ray.get(helpfulness))
+        return np.concatenate(self._get(safety)), np.concatenate(self._get(helpfulness))
 
     def score(self, shards: Sequence[ObjectRef]) -> Scores:
         """Have every model score rollouts, all models at the same time."""
@@ -154,47 +160,43 @@ class Roles:
         policy = [rank.score.remote(*shards) for rank in self._policy]
         critic = [rank.score.remote(*shards) for rank in self._critic]
         return Scores(
-            rollouts=_joined(shards),
-            policy_logprobs=_in_order(policy),
-            reference_logprobs=_joined(reference),
-            values=_in_order(critic),
-            safety=np.concatenate(ray.get(safety)),
-            helpfulness=np.concatenate(ray.get(helpfulness)),
+            rollouts=_joined(self._get(shards)),
+            policy_logprobs=_in_order(self._get(policy)),
+            reference_logprobs=_joined(self._get(reference)),
+            values=_in_order(self._get(critic)),
+            safety=np.concatenate(self._get(safety)),
+            helpfulness=np.concatenate(self._get(helpfulness)),
         )
 
     def update(self, experiences: Sequence[Experience], version: int) -> dict[str, float]:
         """One pass of both learners over a batch; returns their metrics."""
         batch = ray.put(list(experiences))
         ranks = [*self._policy, *self._critic]
-        metrics: Any = ray.get([rank.update.remote(batch, version) for rank in ranks])
+        metrics = self._get([rank.update.remote(batch, version) for rank in ranks])
         learned: dict[str, float] = metrics[0] | metrics[len(self._policy)]
         return learned
 
     def sync(self, version: int) -> None:
         """Bring every rollout worker to the policy's weights and stamp them with `version`."""
-        parallel = self._settings.rollout.tensor_parallel_size
-        ray.get(
-            [rank.sync_weights.remote(self._rollout, parallel, version) for rank in self._policy],
-            # The client's own time-outs are inside; this one catches a learner that hangs.
-            timeout=2 * self._settings.rollout.weight_sync.timeout_s,
-        )
+        calls = [rank.sync_weights.remote(self._rollout, version) for rank in self._policy]
+        # Each call to a sampler has this time-out too; here it catches a learner that hangs.
+        ray.get(calls, timeout=2 * self._settings.rollout.weight_sync.timeout_s)
 
     def save(self, directory: Path) -> None:
         """Write both learners' whole state."""
-        ray.get([rank.save.remote(directory) for rank in (*self._policy, *self._critic)])
+        self._get([rank.save.remote(directory) for rank in (*self._policy, *self._critic)])
 
     def restore(self, directory: Path) -> None:
         """Take up both learners' whole state."""
-        ray.get([rank.restore.remote(directory) for rank in (*self._policy, *self._critic)])
+        self._get([rank.restore.remote(directory) for rank in (*self._policy, *self._critic)])
 
     def export(self, directory: Path) -> None:
         """Write the policy as a transformers directory."""
-        ray.get([rank.export.remote(directory) for rank in self._policy])
+        self._get([rank.export.remote(directory) for rank in self._policy])
 
     def reference_digest(self) -> str:
         """A hash of the reference's weights; all replicas must agree."""
-        answers: Any = ray.get([replica.digest.remote() for replica in self._reference])
-        digests = set(answers)
+        digests = set(self._get([replica.digest.remote() for replica in self._reference]))
         if len(digests) != 1:
             raise RuntimeError(f"the reference's replicas hold different weights: {digests}")
         return str(digests.pop())
@@ -239,20 +241,25 @@ def deal(workers: Sequence[ActorHandle]) -> Deal:
 def _share(
     replicas: list[ActorHandle], method: str, shards: Sequence[ObjectRef]
 ) -> list[ObjectRef]:
-    """Deal shards to replicas by index, so that a run repeats."""
+    """Deal shards to replicas by index, so that a run repeats.
+
+    Where there are more replicas than shards, several replicas take a part of each.
+    """
+    parts = max(1, len(replicas) // len(shards))
     return [
-        getattr(replicas[index % len(replicas)], method).remote(shard)
+        getattr(replicas[(index * parts + part) % len(replicas)], method).remote(shard, part, parts)
         for index, shard in enumerate(shards)
+        for part in range(parts)
     ]
 
 
-def _joined(parts: Sequence[ObjectRef]) -> list[Any]:
-    return [item for part in ray.get(list(parts)) for item in part]
+def _joined(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    return [item for part in parts for item in part]
 
 
-def _in_order(parts: Sequence[ObjectRef]) -> list[Float32Array]:
+def _in_order(parts: Sequence[dict[int, Float32Array]]) -> list[Float32Array]:
     """Put the ranks' shares of a batch back in the batch's order."""
     merged: dict[int, Float32Array] = {}
-    for part in ray.get(list(parts)):
+    for part in parts:
         merged |= part
     return [merged[index] for index in range(len(merged))]

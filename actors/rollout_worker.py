@@ -1,7 +1,7 @@
 """The rollout worker: a vLLM engine that samples answers, tokens in and tokens out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from vllm import LLM, SamplingParams
@@ -15,7 +15,7 @@ from vllm.outputs import CompletionOutput
 
 from cluster.config.ppo import SamplingSettings
 from cluster.config.roles import RolloutRole
-from cluster.errors import StaleEngineError
+from cluster.errors import StaleEngineError, UnscoredError
 from cluster.types import FinishReason, Prompt, Rollout
 
 
@@ -35,7 +35,6 @@ class RolloutWorker:
     ) -> None:
         self._eos_token_id = eos_token_id
         self._updating = False
-        parallel = settings.tensor_parallel_size
         self._llm = LLM(
             model=model,
             skip_tokenizer_init=True,
@@ -47,8 +46,8 @@ class RolloutWorker:
             max_num_batched_tokens=max(8192, max_model_len),
             enforce_eager=settings.enforce_eager,
             gpu_memory_utilization=settings.gpu_memory_utilization,
-            tensor_parallel_size=parallel,
-            distributed_executor_backend="uni" if parallel == 1 else "ray",
+            # In this process: one process, one set of failures.
+            distributed_executor_backend="uni",
             # Logprobs at the sampling temperature: vLLM's default leaves it out.
             logprobs_mode="processed_logprobs",
             # A cached prefix would be recomputed after a resume: other bits for the same seed.
@@ -122,6 +121,8 @@ class RolloutWorker:
         response = list(completion.token_ids)
         steps: Any = completion.logprobs
         logprobs = [step[token].logprob for token, step in zip(response, steps, strict=True)]
+        if completion.finish_reason not in get_args(FinishReason):
+            raise UnscoredError(f"vLLM ended an answer with {completion.finish_reason!r}")
         finish: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
         return Rollout(
             prompt=prompt,

@@ -56,11 +56,8 @@ class TimedSyncClient:
         ray.exceptions.GetTimeoutError: a sampler did not answer in time.
     """
 
-    def __init__(
-        self, samplers: list[ActorHandle], tensor_parallel_size: int, timeout_s: float
-    ) -> None:
+    def __init__(self, samplers: list[ActorHandle], timeout_s: float) -> None:
         self._samplers = samplers
-        self._tensor_parallel_size = tensor_parallel_size
         self._timeout_s = timeout_s
         self.version = 0
 
@@ -75,7 +72,7 @@ class TimedSyncClient:
             own = dict(init_info)
             if "rank_offset" in own:
                 # Each engine is a world of its own to vLLM; NCCL wants ranks that differ.
-                own["rank_offset"] += index * self._tensor_parallel_size
+                own["rank_offset"] += index
             request = WeightTransferInitRequest(init_info=own)
             calls.append(sampler.init_weight_transfer_engine.remote(request))
         ray.get(calls, timeout=self._timeout_s)
@@ -168,11 +165,10 @@ def open_sync(
     samplers: list[ActorHandle],
     model: torch.nn.Module,
     rank: int,
-    tensor_parallel_size: int,
 ) -> tuple[TimedSyncClient, TrainerWeightTransferEngine]:
     """Open the way from the learner's model to the samplers; called on every learner rank."""
     register()
-    client = TimedSyncClient(samplers, tensor_parallel_size, settings.timeout_s)
+    client = TimedSyncClient(samplers, settings.timeout_s)
     info: TrainerInitInfo
     if settings.backend == "object_store":
         info = ObjectStoreTrainerInfo(bucket_bytes=settings.bucket_bytes, rank=rank)
@@ -185,8 +181,8 @@ def open_sync(
         info = NCCLTrainerInitInfo(
             master_address=ray.util.get_node_ip_address(),
             master_port=port,
-            # The sender, and every GPU of every sampler.
-            world_size=1 + len(samplers) * tensor_parallel_size,
+            # The sender, and every sampler.
+            world_size=1 + len(samplers),
             packed_buffer_size_bytes=settings.bucket_bytes,
             rank=rank,
         )

@@ -1,11 +1,9 @@
 """DeepSpeed: joining a process group, wrapping a model, gathering its weights."""
 
 import os
-from pathlib import Path
 
 import deepspeed
 import torch
-from transformers import PreTrainedModel
 
 from cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Precision
 
@@ -93,11 +91,3 @@ def full_weights(model: torch.nn.Module, keep: bool) -> dict[str, torch.Tensor]:
             if keep:
                 weights[name] = parameter.detach().cpu().clone()
     return weights
-
-
-def export_model(engine: deepspeed.DeepSpeedEngine, directory: Path, rank: int) -> None:
-    """Write an ordinary transformers directory; every rank must call this, rank 0 writes."""
-    model: PreTrainedModel = engine.module
-    weights = full_weights(model, keep=rank == 0)
-    if rank == 0:
-        model.save_pretrained(directory, state_dict=weights)

@@ -163,9 +163,18 @@ class RunDirectory:
         write_bytes(str(self.root / "status.json"), status.model_dump_json(indent=1).encode())
 
     def record_data(self, digests: Mapping[str, str]) -> None:
-        """Put the digests of data files, by file, into the manifest."""
+        """Put the digests of data files, by file, into the manifest.
+
+        Raises:
+            InputError: the run was started with other data.
+        """
         manifest = self.manifest()
-        manifest["data"].update(digests)
+        started: dict[str, str] = manifest["data"]
+        if started and started != dict(digests):
+            names = sorted({*started, *digests})
+            name = next(name for name in names if started.get(name) != digests.get(name))
+            raise InputError("data", name, "the data that the run was started with; it has changed")
+        manifest["data"] = dict(digests)
         write_json(self.root / "manifest.json", manifest)
 
     def record_model(self, stage: str, parents: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """What the stages of a run share."""
 
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,18 @@ class RunContext:
         """Write one step's numbers; stages may run side by side."""
         with self._lock:
             self.metrics.log(step, stage, values)
+
+    def begin(self, stage: StageName) -> Path:
+        """Clear away what an earlier session left of a stage that it did not complete.
+
+        Returns:
+            The stage's model directory, which does not exist.
+        """
+        output = self.run.model_dir(stage)
+        with self._lock:
+            self.metrics.truncate(stage, after_step=0)
+            shutil.rmtree(output, ignore_errors=True)
+        return output
 
     def record_model(self, stage: StageName, parents: Mapping[str, str]) -> None:
         """Put a stage's model and its parents into the manifest."""

@@ -22,9 +22,9 @@ class EarlyStop:
         self._settings = settings
         self.state = EarlyStopState()
 
-    def due(self, step: int) -> bool:
-        """Whether a measurement is due after this step."""
-        return step % self._settings.every == 0
+    def due(self, step: int, steps: int) -> bool:
+        """Whether a measurement is due after `step` of `steps`: the last one always counts."""
+        return step % self._settings.every == 0 or step == steps
 
     def observe(self, step: int, objective: float) -> None:
         """Take in one measurement."""

@@ -49,11 +49,14 @@ def model_judge(score: Callable[[Sequence[Rollout]], Float32Array]) -> Judge:
     return judge
 
 
-def choose_held_out(prompts: Sequence[Prompt], settings: EvaluationSettings) -> list[Prompt]:
+def choose_held_out(
+    prompts: Sequence[EncodedPrompt], settings: EvaluationSettings
+) -> list[EncodedPrompt]:
     """The first prompts of each kind, as many as the recipe asks for."""
-    adversarial = [prompt for prompt in prompts if prompt.adversarial]
-    borderline = [prompt for prompt in prompts if prompt.borderline and not prompt.adversarial]
-    benign = [prompt for prompt in prompts if not (prompt.borderline or prompt.adversarial)]
+    adversarial = [one for one in prompts if one.prompt.adversarial]
+    harmless = [one for one in prompts if not one.prompt.adversarial]
+    borderline = [one for one in harmless if one.prompt.borderline]
+    benign = [one for one in harmless if not one.prompt.borderline]
     return (
         adversarial[: settings.adversarial_prompts]
         + benign[: settings.benign_prompts]

@@ -63,12 +63,13 @@ def make_experience(scores: Scores, mix: RewardMix, settings: PPOSettings) -> Ex
         for i, rollout in enumerate(rollouts)
     ]
     lengths = np.array([len(rollout.response_ids) for rollout in rollouts])
-    differences = np.concatenate(
+    drift = np.concatenate(
         [
-            np.abs(policy - rollout.sampler_logprobs)
+            policy - rollout.sampler_logprobs
             for policy, rollout in zip(scores.policy_logprobs, rollouts, strict=True)
         ]
-    )
+    ).astype(np.float64)
+    weights = np.exp(drift)
     metrics = {
         "critic/score/mean": float(mixed.score.mean()),
         "critic/rewards/mean": float(np.mean([own.sum() for own in per_token])),
@@ -82,8 +83,9 @@ def make_experience(scores: Scores, mix: RewardMix, settings: PPOSettings) -> Ex
         "actor/reference_kl": float(np.mean(np.concatenate(kls))),
         "response_length/mean": float(lengths.mean()),
         "response_length/clip_ratio": float(cut.mean()),
-        "rollout/logprob_diff_mean": float(differences.mean()),
-        "rollout/logprob_diff_max": float(differences.max()),
+        "rollout/logprob_diff_mean": float(np.abs(drift).mean()),
+        "rollout/logprob_diff_max": float(np.abs(drift).max()),
+        "rollout/is_eff_sample_size": float(weights.mean() ** 2 / (weights**2).mean()),
     }
     return ExperienceBatch(experiences, metrics)
 

@@ -38,6 +38,8 @@ from pipelines.samples import Sample, write_samples
 
 _STAGE = "ppo"
 _STATE = "state.json"
+# Streams of random draws, apart from one another.
+_TRAINING_DRAWS, _VALIDATION_DRAWS = 0, 1
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class PPO:
         state, roles = self._state, self._roles
         version = state.step
         batch = state.stream.take(self._settings.batch_size)
-        shards = self._sample(batch, version)
+        shards = self._sample(batch, version, _TRAINING_DRAWS)
         clock.lap("timing/sample", wait_for=shards)
         scores = roles.score(shards)
         clock.lap("timing/score")
@@ -155,7 +157,7 @@ class PPO:
         roles.sync(state.step)
         clock.lap("timing/sync")
         numbers = experience.metrics | learned
-        if state.early_stop and state.early_stop.due(state.step):
+        if state.early_stop and state.early_stop.due(state.step, self._settings.steps):
             numbers |= self._measure()
             clock.lap("timing/validation")
         tokens = sum(len(rollout.token_ids) for rollout in scores.rollouts)
@@ -167,9 +169,9 @@ class PPO:
             self._checkpoint()
         return numbers
 
-    def _sample(self, prompts: Sequence[EncodedPrompt], version: int) -> list[Any]:
+    def _sample(self, prompts: Sequence[EncodedPrompt], version: int, draws: int) -> list[Any]:
         # One seed per answer, from the run's seed, the version and the place in the batch.
-        sequence = np.random.SeedSequence([self._seed, version])
+        sequence = np.random.SeedSequence([self._seed, version, draws])
         seeds = sequence.generate_state(len(prompts), np.uint32).tolist()
         return self._roles.sample(
             [one.prompt for one in prompts],
@@ -183,7 +185,7 @@ class PPO:
         """The objective on held-out prompts: mean probability of the mixed score, less the KL."""
         state = self._state
         assert state.early_stop is not None
-        scores = self._roles.score(self._sample(self._validation, state.step))
+        scores = self._roles.score(self._sample(self._validation, state.step, _VALIDATION_DRAWS))
         tagged = [rollout.prompt.adversarial for rollout in scores.rollouts]
         score = state.mix.combine(scores.safety, scores.helpfulness, tagged).score
         reward = float(np.mean(1 / (1 + np.exp(-score.astype(np.float64)))))
@@ -201,7 +203,7 @@ class PPO:
         state.early_stop.observe(state.step, objective)
         return {
             "validation/reward": reward,
-            "validation/reference_kl": kl,
+            "validation/sequence_kl": kl,
             "validation/objective": objective,
         }
 

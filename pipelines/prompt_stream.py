@@ -21,9 +21,9 @@ class EncodedPrompt:
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_tokens: int, field: str
 ) -> tuple[list[EncodedPrompt], int]:
-    """Encode prompts, leaving out those over `max_tokens`.
+    """Encode prompts, leaving out those over `max_tokens`, which the setting `field` says.
 
     Returns:
         What fits, in order, and how many did not.
@@ -38,7 +38,7 @@ def encode_prompts(
     if prompts and not kept:
         shortest = min(len(one.token_ids) for one in encoded)
         raise InputError(
-            "sampling.max_prompt_tokens",
+            field,
             max_tokens,
             f"room for at least one prompt; the shortest has {shortest} tokens",
         )

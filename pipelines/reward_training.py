@@ -15,7 +15,7 @@ from actors.microbatches import length_mask, right_pad
 from actors.models import load_scalar_model, load_tokenizer, sequence_scores
 from actors.ranking import auxiliary_safety_loss, margin_of, ranking_loss
 from cluster.config.roles import Precision
-from cluster.config.supervised import RewardTrainingSettings
+from cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings
 from cluster.errors import InputError
 from cluster.types import Axis, PreferencePair
 from pipelines.reward_accuracy import RewardModelEvaluation, evaluate_reward_model
@@ -101,9 +101,9 @@ class RewardTask(SupervisedTask[PairRow]):
         margins = torch.tensor([row.margin for row in rows], device=chosen.device)
         ranking = ranking_loss(chosen, rejected, margins).sum() / pairs
         auxiliary = torch.zeros_like(ranking)
-        if self._learns_labels and labels:
+        if self._auxiliary_weight and labels:
             auxiliary = _auxiliary_sum(chosen, rejected, rows) / labels
-        loss = ranking + self.settings.auxiliary_weight * auxiliary
+        loss = ranking + self._auxiliary_weight * auxiliary
         right = (chosen > rejected).sum() / pairs
         return torch.stack([loss, ranking.detach(), auxiliary.detach(), right])
 
@@ -115,8 +115,9 @@ class RewardTask(SupervisedTask[PairRow]):
         return sequence_scores(model, ids, mask).view(2, len(rows)).T
 
     @property
-    def _learns_labels(self) -> bool:
-        return self.axis == "safety" and self.settings.auxiliary_weight > 0
+    def _auxiliary_weight(self) -> float:
+        settings = self.settings
+        return settings.auxiliary_weight if isinstance(settings, SafetyRewardSettings) else 0.0
 
     def _encode(self, tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> PairRow:
         prompt_ids = encode_prompt(tokenizer, pair.prompt.messages)
@@ -166,24 +167,18 @@ def mix_pairs(
 ) -> tuple[list[PreferencePair], MixCounts]:
     """Choose what a reward model learns from (Llama 2, section 3.2.2).
 
-    All pairs of its own axis, and pairs of the other drawn without replacement: for the safety
-    model so many that `safety_share` of the mix is its own, for the helpfulness model
-    `other_ratio` for each of its own.
+    All pairs of its own axis, and pairs of the other drawn without replacement, so many that
+    `own_share` of the mix is its own.
 
     Raises:
-        InputError: there is no pair of the model's own axis, or `safety_share` is 0.
+        InputError: there is no pair of the model's own axis.
     """
     kept = [pair for pair in pairs if not _prefers_unsafe(pair)]
     own = [pair for pair in kept if pair.axis == axis]
     other = [pair for pair in kept if pair.axis != axis]
     if not own:
         raise InputError("data", f"no {axis} pairs", f"at least one {axis} preference pair")
-    if axis == "helpfulness":
-        ratio = settings.other_ratio
-    elif settings.safety_share > 0:
-        ratio = (1 - settings.safety_share) / settings.safety_share
-    else:
-        raise InputError("reward_safety.safety_share", settings.safety_share, "more than 0")
+    ratio = (1 - settings.own_share) / settings.own_share
     wanted = round(ratio * len(own))
     taken = min(wanted, len(other))
     drawn = np.random.default_rng(seed).choice(len(other), size=taken, replace=False)

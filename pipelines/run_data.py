@@ -1,11 +1,12 @@
 """The data of a run: read from a data directory, or generated as one first."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_args
 
+from cluster.atomic import read_bytes
 from cluster.config.recipe import Recipe
-from cluster.manifest import file_digest
 from cluster.run_directory import RunDirectory
 from cluster.tables import (
     DataDirectory,
@@ -49,15 +50,11 @@ def load_data(recipe: Recipe, run: RunDirectory) -> RunData:
         directory = DataDirectory(str(run.root / "data"))
         if not directory.is_complete():
             _write_tiny_world(recipe, directory)
-        digests = {
-            path.relative_to(run.root).as_posix(): file_digest(path)
-            for path in sorted((run.root / "data").rglob("*.parquet"))
-        }
-        run.record_data(digests)
     else:
         assert recipe.data.path is not None
         directory = DataDirectory(recipe.data.path)
         directory.require_complete()
+    run.record_data(_digests(directory))
     pairs = _optional(directory, directory.preferences("train"), read_preferences)
     held_out_pairs = _optional(directory, directory.preferences("held_out"), read_preferences)
     return RunData(
@@ -78,6 +75,20 @@ def load_data(recipe: Recipe, run: RunDirectory) -> RunData:
 
 def _optional(directory: DataDirectory, path: str, read: Callable[[str], list[_Row]]) -> list[_Row]:
     return read(path) if directory.exists(path) else []
+
+
+def _digests(directory: DataDirectory) -> dict[str, str]:
+    """SHA-256 of every table that is there."""
+    splits: tuple[Split, ...] = get_args(Split)
+    training_splits: tuple[TrainingSplit, ...] = get_args(TrainingSplit)
+    tables = [directory.prompts(split) for split in splits]
+    tables += [directory.demonstrations(split) for split in training_splits]
+    tables += [directory.preferences(split) for split in training_splits]
+    return {
+        table.removeprefix(directory.uri): "sha256:" + hashlib.sha256(read_bytes(table)).hexdigest()
+        for table in tables
+        if directory.exists(table)
+    }
 
 
 def _write_tiny_world(recipe: Recipe, directory: DataDirectory) -> None:

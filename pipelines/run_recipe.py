@@ -52,16 +52,16 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool, address: str | None) -> 
         try:
             with stop_requests() as stop:
                 timing = _run_stages(recipe, run, address, stop)
+            timing["total"] = time.perf_counter() - began
+            summary = write_summary(run, timing)
+            run.set_status("succeeded")
+            write_report(run)
         except (RunStopped, KeyboardInterrupt) as stopped:
             run.set_status("stopped", error=str(stopped) or "interrupted")
             raise
         except BaseException as error:
             run.set_status("failed", error=f"{type(error).__name__}: {error}")
             raise
-        timing["total"] = time.perf_counter() - began
-        summary = write_summary(run, timing)
-        run.set_status("succeeded")
-        write_report(run)
         announce(f"report: {run.report_path}")
     return summary
 
@@ -97,7 +97,8 @@ def _run_stages(
         if "ppo" in todo:
             with timed("ppo"):
                 run_ppo(context)
-        elif "sft" in todo:
+        sft = run.stage_result("sft")
+        if sft is not None and sft["evaluation"] is None and "ppo" not in recipe.stages:
             with timed("evaluation"):
                 measure_sft(context)
     return timing

@@ -1,29 +1,32 @@
 """The PPO stage of a run: start all roles, measure, train, measure again."""
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import ray
-from ray import ObjectRef
 from ray.actor import ActorHandle
 from transformers import PreTrainedTokenizerBase
 
 from actors.mixes import make_mix
-from actors.models import load_tokenizer
+from actors.models import load_tokenizer, speak_alike
 from actors.reward_model import RewardModel
 from actors.roles import Deal, ModelPaths, Roles, deal
 from actors.rollout_worker import RolloutWorker, rollout_environment
 from cluster.atomic import new_directory
-from cluster.config.ppo import PPOSettings
+from cluster.config.ppo import PPOSettings, SamplingSettings
+from cluster.config.recipe import Recipe
+from cluster.errors import InputError
 from cluster.placement import Placement, RoleRequest
 from cluster.progress import announce
 from cluster.seeds import stage_seed
-from cluster.types import Float32Array, Rollout
+from cluster.types import Float32Array, Prompt, Rollout
 from pipelines.context import RunContext
 from pipelines.evaluate import Judge, choose_held_out, evaluate, model_judge, oracle_judge
 from pipelines.judgements import ORACLE, StageEvaluation
@@ -36,27 +39,23 @@ def run_ppo(context: RunContext) -> None:
     """PPO from the SFT model, with the two reward models; measured before and after."""
     began = time.perf_counter()
     recipe, run, settings = context.recipe, context.run, context.recipe.ppo
+    seed = stage_seed(recipe.seed, "ppo")
     paths = model_paths(context)
     tokenizer = load_tokenizer(paths.policy, "ppo.policy.path")
-    prompts, too_long = encode_prompts(
-        tokenizer, context.data.prompts, settings.sampling.max_prompt_tokens
-    )
+    _require_same_tokens(tokenizer, paths)
+    prompts, too_long = _encode(tokenizer, context.data.prompts, settings.sampling, "ppo")
     validation, validation_too_long = _validation(context, tokenizer)
     announce("ppo: starting policy, critic, reference, reward models and rollout workers")
-    roles = Roles(
-        settings,
-        paths,
-        _max_model_len(context),
-        int(tokenizer.eos_token_id),
-        stage_seed(recipe.seed, "ppo"),
-    )
+    roles = Roles(settings, paths, max_model_len(recipe), int(tokenizer.eos_token_id), seed)
     started = time.perf_counter()
     try:
-        if "sft" in recipe.stages and not _is_measured(context, "sft"):
-            evaluation = measure(context, "sft", tokenizer, roles.sample, 0, 0, roles)
-            result = run.stage_result("sft")
-            assert result is not None
-            run.complete_stage("sft", result | {"evaluation": evaluation.model_dump(mode="json")})
+        # The roles start from the SFT model: the place to measure it, both scores included.
+        result = run.stage_result("sft")
+        unmeasured = result is not None and result["evaluation"] is None
+        if unmeasured and paths.policy == context.sft_model():
+            _keep_evaluation(
+                context, measure(context, "sft", paths.policy, roles.sample, 0, 0, roles)
+            )
         stage = PPO(
             settings,
             roles,
@@ -65,16 +64,16 @@ def run_ppo(context: RunContext) -> None:
             validation,
             run,
             context.metrics,
-            stage_seed(recipe.seed, "ppo"),
+            seed,
             context.stop.is_set,
         )
         trained = stage.train()
-        if not run.model_dir("ppo").exists():
-            with new_directory(run.model_dir("ppo")) as directory:
-                roles.export(directory)
+        shutil.rmtree(run.model_dir("ppo"), ignore_errors=True)
+        with new_directory(run.model_dir("ppo")) as directory:
+            roles.export(directory)
         context.record_model("ppo", asdict(paths))
         evaluation = measure(
-            context, "ppo", tokenizer, roles.sample, trained.version, trained.steps, roles
+            context, "ppo", paths.policy, roles.sample, trained.version, trained.steps, roles
         )
     finally:
         roles.release()
@@ -103,7 +102,7 @@ def measure_sft(context: RunContext) -> None:
     arguments = {
         "model": path,
         "settings": settings.rollout,
-        "max_model_len": _max_model_len(context),
+        "max_model_len": max_model_len(context.recipe),
         "eos_token_id": int(tokenizer.eos_token_id),
         "seed": stage_seed(context.recipe.seed, "ppo"),
     }
@@ -114,38 +113,41 @@ def measure_sft(context: RunContext) -> None:
         rollout_environment(settings.rollout),
     )
     try:
-        sample = deal(workers)
-        evaluation = measure(context, "sft", tokenizer, sample, 0, 0, None)
+        evaluation = measure(context, "sft", path, deal(workers), 0, 0, None)
     finally:
         placement.release()
-    result = context.run.stage_result("sft")
-    assert result is not None
-    context.run.complete_stage("sft", result | {"evaluation": evaluation.model_dump(mode="json")})
+    _keep_evaluation(context, evaluation)
 
 
 def measure(
     context: RunContext,
     stage: str,
-    tokenizer: PreTrainedTokenizerBase,
+    policy: str,
     sample: Deal,
     version: int,
     step: int,
     roles: Roles | None,
 ) -> StageEvaluation:
-    """Measure a policy on the held-out prompts and keep its answers."""
+    """Measure a policy on the held-out prompts and keep its answers.
+
+    Args:
+        stage: whose policy this is.
+        policy: where the policy's tokenizer is.
+        sample: the rollout workers.
+        version: the weight version to sample from.
+        step: the step after which this is measured.
+        roles: with the reward models, or None where there are none.
+    """
     recipe = context.recipe
     announce(f"{stage}: measuring on held-out prompts")
-    chosen = choose_held_out(context.data.held_out_prompts, recipe.evaluation)
+    tokenizer = load_tokenizer(policy)
     sampling = recipe.evaluation.sampling
-    prompts, _ = encode_prompts(tokenizer, chosen, sampling.max_prompt_tokens)
-
-    def score(shards: list[ObjectRef]) -> tuple[Float32Array, Float32Array]:
-        assert roles is not None
-        return roles.reward_scores(shards)
-
-    with _judge(context) as (name, judge):
+    fitting, too_long = _encode(tokenizer, context.data.held_out_prompts, sampling, "evaluation")
+    if too_long:
+        announce(f"{stage}: {too_long} held-out prompts are too long and left out")
+    with _judge(context, policy) as (name, judge):
         evaluation, samples = evaluate(
-            prompts,
+            choose_held_out(fitting, recipe.evaluation),
             sample,
             sampling,
             version,
@@ -154,7 +156,7 @@ def measure(
             tokenizer,
             name,
             judge,
-            score if roles else None,
+            roles.reward_scores if roles else None,
             make_mix(recipe.ppo.mix),
         )
     write_samples(context.run.samples_path(stage), samples)
@@ -176,24 +178,57 @@ def model_paths(context: RunContext) -> ModelPaths:
     )
 
 
+def max_model_len(recipe: Recipe) -> int:
+    """Longest prompt plus answer that the recipe samples, in tokens."""
+    both = (recipe.ppo.sampling, recipe.evaluation.sampling)
+    return max(one.max_prompt_tokens + one.max_response_tokens for one in both)
+
+
+def _keep_evaluation(context: RunContext, evaluation: StageEvaluation) -> None:
+    result = context.run.stage_result("sft")
+    assert result is not None
+    context.run.complete_stage("sft", result | {"evaluation": evaluation.model_dump(mode="json")})
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    sampling: SamplingSettings,
+    section: str,
+) -> tuple[list[EncodedPrompt], int]:
+    field = f"{section}.sampling.max_prompt_tokens"
+    return encode_prompts(tokenizer, prompts, sampling.max_prompt_tokens, field)
+
+
 def _validation(
     context: RunContext, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[EncodedPrompt], int]:
-    early_stop = context.recipe.ppo.early_stop
-    if early_stop is None:
+    """Held-out prompts for early stopping: as many adversarial ones as others, while they last."""
+    settings = context.recipe.ppo
+    if settings.early_stop is None:
         return [], 0
-    chosen = context.data.validation_prompts[: early_stop.prompts]
-    return encode_prompts(tokenizer, chosen, context.recipe.ppo.sampling.max_prompt_tokens)
+    encoded, too_long = _encode(
+        tokenizer, context.data.validation_prompts, settings.sampling, "ppo"
+    )
+    kinds = [
+        [one for one in encoded if one.prompt.adversarial is adversarial]
+        for adversarial in (True, False)
+    ]
+    dealt = [one for pair in zip_longest(*kinds) for one in pair if one is not None]
+    return dealt[: settings.early_stop.prompts], too_long
 
 
-def _is_measured(context: RunContext, stage: str) -> bool:
-    result = context.run.stage_result(stage)
-    return result is not None and result["evaluation"] is not None
+def _require_same_tokens(tokenizer: PreTrainedTokenizerBase, paths: ModelPaths) -> None:
+    """Reference and critic read the policy's token ids as they are.
 
-
-def _max_model_len(context: RunContext) -> int:
-    both = (context.recipe.ppo.sampling, context.recipe.evaluation.sampling)
-    return max(one.max_prompt_tokens + one.max_response_tokens for one in both)
+    Raises:
+        InputError: one of them has another tokenizer.
+    """
+    for role, path in (("reference", paths.reference), ("critic", paths.critic)):
+        if not speak_alike(tokenizer, load_tokenizer(path, f"ppo.{role}.path")):
+            raise InputError(
+                f"ppo.{role}.path", path, f"a model with the policy's tokenizer ({paths.policy})"
+            )
 
 
 def _scores_of(judge: ActorHandle, rollouts: Sequence[Rollout]) -> Float32Array:
@@ -202,7 +237,7 @@ def _scores_of(judge: ActorHandle, rollouts: Sequence[Rollout]) -> Float32Array:
 
 
 @contextmanager
-def _judge(context: RunContext) -> Iterator[tuple[str | None, Judge | None]]:
+def _judge(context: RunContext, policy: str) -> Iterator[tuple[str | None, Judge | None]]:
     """Who judges: the oracle where there is one, else the judge model, else nobody."""
     settings = context.recipe.evaluation.judge
     if context.data.oracle is not None:
@@ -216,7 +251,7 @@ def _judge(context: RunContext) -> Iterator[tuple[str | None, Judge | None]]:
             "role": "judge",
             "path": settings.path,
             "settings": settings,
-            "policy_path": context.sft_model(),
+            "policy_path": policy,
         }
         (judge,) = placement.start("judge", RewardModel, [arguments], {})
         try:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,7 @@ def run_sft(context: RunContext) -> None:
     """Supervised safety fine-tuning of the start model."""
     began = time.perf_counter()
     data = context.data
-    output = context.run.model_dir("sft")
+    output = context.begin("sft")
     start = context.start_model()
     with stage_progress("sft", total=_PERCENT) as advance:
         result = train_sft(
@@ -51,21 +51,26 @@ def run_sft(context: RunContext) -> None:
 
 def run_rewards(context: RunContext, axes: Sequence[Axis]) -> None:
     """Train reward models, all at the same time: neither waits for the other."""
-    for axis in axes:
-        name = " + ".join(f"reward_{axis}" for axis in axes)
+    # Once, before two threads would make it at the same time.
+    start = context.sft_model()
+    name = " + ".join(f"reward_{axis}" for axis in axes)
     with (
         stage_progress(name, total=_PERCENT * len(axes)) as advance,
         ThreadPoolExecutor(max_workers=len(AXES)) as pool,
     ):
-        fits = [pool.submit(_train_reward, context, axis, advance) for axis in axes]
-        for fit in fits:
+        fits = [pool.submit(_train_reward, context, axis, start, advance) for axis in axes]
+        done, _ = wait(fits, return_when=FIRST_EXCEPTION)
+        if any(fit.exception() for fit in done):
+            context.stop.set()  # the other gives way at its next step
+        for fit in sorted(done, key=fits.index):
             fit.result()
 
 
-def _train_reward(context: RunContext, axis: Axis, advance: Callable[..., None]) -> None:
+def _train_reward(
+    context: RunContext, axis: Axis, start: str, advance: Callable[..., None]
+) -> None:
     began = time.perf_counter()
     stage: StageName = "reward_safety" if axis == "safety" else "reward_helpfulness"
-    start = context.sft_model()
     data = context.data
     result = train_reward_model(
         start,
@@ -73,7 +78,7 @@ def _train_reward(context: RunContext, axis: Axis, advance: Callable[..., None])
         [pair for own in data.preferences.values() for pair in own],
         data.held_out_preferences[axis],
         getattr(context.recipe, stage),
-        context.run.model_dir(stage),
+        context.begin(stage),
         stage_seed(context.recipe.seed, stage),
         context.storage,
         _reporter(context, stage, advance),

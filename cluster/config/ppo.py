@@ -95,6 +95,8 @@ class PPOSettings(Settings):
     """How answers are drawn."""
     early_stop: EarlyStopSettings | None = EarlyStopSettings()
     """Early stop on held-out prompts; null runs all steps."""
+    phase_timeout_s: float = Field(default=3600.0, gt=0)
+    """A phase of a step (sampling, scoring, learning, saving) that takes longer is an error."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Checkpoints at step boundaries."""
     policy: TrainedRole = TrainedRole()

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from cluster.config.base import Settings
 from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.config.roles import ReplicatedRole
-from cluster.config.supervised import RewardTrainingSettings, SFTSettings
+from cluster.config.roles import ScoringRole
+from cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings, SFTSettings
 from cluster.config.tiny_world import LlamaShape, TinyWorldSizes
 from cluster.errors import InputError
 
@@ -46,7 +46,7 @@ class ModelSettings(Settings):
         return self
 
 
-class JudgeSettings(ReplicatedRole):
+class JudgeSettings(ScoringRole):
     """A judge model: one output, a logit above 0 means safe."""
 
     @model_validator(mode="after")
@@ -88,7 +88,7 @@ class Recipe(Settings):
     """What happens, in this order."""
     sft: SFTSettings = SFTSettings()
     """Supervised safety fine-tuning."""
-    reward_safety: RewardTrainingSettings = RewardTrainingSettings()
+    reward_safety: SafetyRewardSettings = SafetyRewardSettings()
     """Training of the safety reward model."""
     reward_helpfulness: RewardTrainingSettings = RewardTrainingSettings()
     """Training of the helpfulness reward model."""

@@ -35,13 +35,18 @@ class ModelRole(Settings):
     """What each process of this role asks of Ray."""
 
 
-class ReplicatedRole(ModelRole):
-    """A role that only runs forward passes; its replicas share the work."""
+class ScoringRole(ModelRole):
+    """A role that only runs forward passes."""
+
+    max_tokens_per_microbatch: int = Field(default=16384, ge=1)
+    """Padded tokens in one forward pass, at most."""
+
+
+class ReplicatedRole(ScoringRole):
+    """A scoring role whose replicas share the work."""
 
     replicas: int = Field(default=1, ge=1)
     """How many processes share this role's work."""
-    max_tokens_per_microbatch: int = Field(default=16384, ge=1)
-    """Padded tokens in one forward pass, at most."""
 
 
 class OptimizerSettings(Settings):
@@ -97,8 +102,6 @@ class RolloutRole(Settings):
 
     replicas: int = Field(default=1, ge=1)
     """How many vLLM engines share the sampling."""
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs per engine, passed on to vLLM."""
     precision: Precision = "float32"
     """The dtype of the sampler's weights."""
     enforce_eager: bool = True

@@ -32,7 +32,7 @@ class SupervisedSettings(Settings):
     """Padded tokens in one forward and backward pass, at most; the rest is accumulated."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimizer steps; null runs all epochs."""
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=2e-5)
     """AdamW's settings."""
     schedule: ScheduleSettings = ScheduleSettings()
     """The learning-rate schedule."""
@@ -47,6 +47,8 @@ class SupervisedSettings(Settings):
 class SFTSettings(SupervisedSettings):
     """Supervised (safety) fine-tuning (Llama 2, sections 3.1 and 4.2.2)."""
 
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the data."""
     loss_on: Literal["final_turn", "all_assistant_turns"] = "final_turn"
     """Which assistant turns are learned; prompt tokens never are."""
 
@@ -54,11 +56,20 @@ class SFTSettings(SupervisedSettings):
 class RewardTrainingSettings(SupervisedSettings):
     """Training of one reward model (Llama 2, section 3.2.2)."""
 
+    batch_size: int = Field(default=512, ge=1)
+    """Pairs per optimizer step, over all ranks."""
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-5)
+    """AdamW's settings."""
     margin: Literal["none", "small", "large"] = "none"
     """Rating margins in the ranking loss (Llama 2, table 27)."""
+    own_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the model's own axis in its mix; the rest is drawn from the other axis's pairs."""
+
+
+class SafetyRewardSettings(RewardTrainingSettings):
+    """Training of the safety reward model, which also learns safety labels."""
+
+    own_share: float = Field(default=0.9, gt=0, le=1)
+    """Share of safety pairs in the mix; the rest is drawn from the helpfulness pairs."""
     auxiliary_weight: float = Field(default=0.1, ge=0)
-    """Weight of the safety classification loss; only the safety model has one."""
-    safety_share: float = Field(default=0.9, ge=0, le=1)
-    """Safety model: share of safety pairs in its mix; the rest are helpfulness pairs."""
-    other_ratio: float = Field(default=1.0, ge=0)
-    """Helpfulness model: safety pairs drawn per helpfulness pair (1.0 is the paper's 1:1)."""
+    """Weight of the safety classification loss beside the ranking loss."""

@@ -237,7 +237,7 @@ SAFETY_KINDS_HARMLESS: tuple[PairKind, ...] = (
 """Pairs of the safety axis on harmless prompts: helping there is safe."""
 
 HELPFULNESS_KINDS: tuple[PairKind, ...] = (
-    PairKind("over_wrong_object", 14, "slightly", answer_in_full, _wrong_object),
+    PairKind("over_wrong_object", 20, "slightly", answer_in_full, _wrong_object),
     PairKind("over_wrong_step", 10, "slightly", answer_in_full, _wrong_step),
     PairKind("over_other_verb", 6, "better", answer_in_full, _other_verb),
     PairKind("over_off_topic", 4, "better", answer_in_full, _off_topic_help),
@@ -247,7 +247,7 @@ HELPFULNESS_KINDS: tuple[PairKind, ...] = (
     PairKind(
         "over_one_word", 10, "slightly", answer_in_full, _with(_one_word_wrong, answer_in_full)
     ),
-    PairKind("over_corrupted", 22, "better", answer_in_full, _corrupted(answer_in_full)),
+    PairKind("over_corrupted", 16, "better", answer_in_full, _corrupted(answer_in_full)),
     PairKind("over_refusal", 8, "significantly", answer_in_full, _refusal),
     PairKind("over_unasked_harm", 4, "significantly", answer_in_full, _unasked_harm),
     PairKind(

@@ -20,9 +20,9 @@ def test_it_stops_after_so_many_measurements_without_a_new_best() -> None:
     assert stop.state.best_step == 15
 
 
-def test_it_measures_every_so_many_steps() -> None:
+def test_it_measures_every_so_many_steps_and_at_the_end() -> None:
     stop = EarlyStop(EarlyStopSettings(every=5))
-    assert [step for step in range(1, 16) if stop.due(step)] == [5, 10, 15]
+    assert [step for step in range(1, 13) if stop.due(step, 12)] == [5, 10, 12]
 
 
 def test_its_state_survives_a_checkpoint() -> None:

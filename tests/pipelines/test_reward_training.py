@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from actors.models import load_scalar_model, load_tokenizer
-from cluster.config.supervised import RewardTrainingSettings
+from cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings
 from cluster.errors import InputError
 from cluster.types import Axis, Message, PreferencePair, Prompt, Rating
 from pipelines.reward_training import RewardTask, mix_pairs
 from tests.tiny import write_tiny_llama
 
-SETTINGS = RewardTrainingSettings()
+SAFETY, HELPFULNESS = SafetyRewardSettings(), RewardTrainingSettings()
 
 
 def pair(
@@ -25,23 +25,23 @@ def pair(
 
 def test_the_safety_mix_is_nine_to_one() -> None:
     pairs = [pair("safety", n) for n in range(90)] + [pair("helpfulness", n) for n in range(50)]
-    mix, counts = mix_pairs(pairs, "safety", SETTINGS, seed=1)
+    mix, counts = mix_pairs(pairs, "safety", SAFETY, seed=1)
     assert (counts.own, counts.other, counts.other_missing) == (90, 10, 0)
     assert mix[:90] == pairs[:90]
     assert {each.axis for each in mix[90:]} == {"helpfulness"}
     assert len({each.prompt.id for each in mix}) == 100
-    assert mix == mix_pairs(pairs, "safety", SETTINGS, seed=1)[0]
-    assert mix != mix_pairs(pairs, "safety", SETTINGS, seed=2)[0]
+    assert mix == mix_pairs(pairs, "safety", SAFETY, seed=1)[0]
+    assert mix != mix_pairs(pairs, "safety", SAFETY, seed=2)[0]
 
 
 def test_the_helpfulness_mix_is_one_to_one_and_says_what_is_missing() -> None:
     helpful = [pair("helpfulness", n) for n in range(20)]
     _, counts = mix_pairs(
-        helpful + [pair("safety", n) for n in range(30)], "helpfulness", SETTINGS, seed=1
+        helpful + [pair("safety", n) for n in range(30)], "helpfulness", HELPFULNESS, seed=1
     )
     assert (counts.own, counts.other, counts.other_missing) == (20, 20, 0)
     _, counts = mix_pairs(
-        helpful + [pair("safety", n) for n in range(5)], "helpfulness", SETTINGS, seed=1
+        helpful + [pair("safety", n) for n in range(5)], "helpfulness", HELPFULNESS, seed=1
     )
     assert (counts.own, counts.other, counts.other_missing) == (20, 5, 15)
 
@@ -54,17 +54,14 @@ def test_pairs_that_prefer_the_unsafe_answer_are_left_out_and_counted() -> None:
         pair("safety", 3, (False, None)),
         pair("safety", 4),
     ]
-    mix, counts = mix_pairs(pairs, "safety", SETTINGS, seed=0)
+    mix, counts = mix_pairs(pairs, "safety", SAFETY, seed=0)
     assert mix == pairs[1:]
     assert (counts.unsafe_chosen, counts.auxiliary_skipped_pairs) == (1, 1)
 
 
 def test_a_mix_needs_pairs_of_its_own_axis() -> None:
     with pytest.raises(InputError, match="at least one safety preference pair"):
-        mix_pairs([pair("helpfulness")], "safety", SETTINGS, seed=0)
-    nothing = SETTINGS.model_copy(update={"safety_share": 0.0})
-    with pytest.raises(InputError, match="safety_share"):
-        mix_pairs([pair("safety")], "safety", nothing, seed=0)
+        mix_pairs([pair("helpfulness")], "safety", SAFETY, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def task_of(llama: str, axis: Axis, pairs: list[PreferencePair]) -> RewardTask:
-    settings = RewardTrainingSettings(margin="large", auxiliary_weight=0.5)
+    settings = (
+        SafetyRewardSettings(margin="large", auxiliary_weight=0.5)
+        if axis == "safety"
+        else RewardTrainingSettings(margin="large")
+    )
     return RewardTask(llama, axis, pairs, [], settings, seed=0)
 
 

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors.microbatches import microbatches_of_rank
 from actors.models import load_causal_lm, load_tokenizer, weights_digest
 from cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Resources
 from cluster.config.supervised import (
-    RewardTrainingSettings,
+    SafetyRewardSettings,
     ScheduleSettings,
     SFTSettings,
     SupervisedSettings,
@@ -33,7 +34,6 @@ from pipelines.supervised_loop import (
     StepReport,
     batches,
     learning_rate,
-    microbatches_of_rank,
     run_rank,
 )
 from tests.tiny import write_tiny_llama
@@ -180,7 +180,7 @@ def start_reward(pool: ThreadPoolExecutor, path: Path, tmp: Path) -> "Future[Rew
         "safety",
         [*(pair(n, "safety") for n in range(36)), *(pair(n, "helpfulness") for n in range(9))],
         [*(pair(n, "safety") for n in range(50, 60)), pair(60, "helpfulness")],
-        RewardTrainingSettings(
+        SafetyRewardSettings(
             batch_size=8,
             epochs=3,
             optimizer=OptimizerSettings(learning_rate=1e-3),
