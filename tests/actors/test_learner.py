@@ -88,7 +88,10 @@ def test_two_ranks_learn_what_one_does(role: str, ray_session: None, tmp_path: P
     alone = (1, 0)
     for kind in kinds[1:]:
         for one, other in zip(metrics[alone], metrics[kind], strict=True):
-            assert other == pytest.approx(one, abs=1e-4)
+            for name, value in one.items():
+                # Whether a clip binds is yes or no: one of 79 tokens may stand on the edge.
+                tolerance = 1.5 / 79 if "clipfrac" in name else 1e-4
+                assert other[name] == pytest.approx(value, abs=tolerance)
         assert sorted(scores[kind]) == list(range(BATCH))
         for index, own in scores[alone].items():
             assert scores[kind][index] == pytest.approx(own, abs=1e-4)

@@ -222,7 +222,10 @@ def test_no_setting_is_shared_between_roles() -> None:
     recipe = parse_recipe(document(ppo={"policy": {"optimizer": {"learning_rate": 0.5}}}))
     assert recipe.ppo.policy.optimizer.learning_rate == 0.5
     assert recipe.ppo.critic.optimizer.learning_rate == 1e-6
-    assert recipe.sft.optimizer.learning_rate == 1e-6
+    assert recipe.sft.optimizer.learning_rate == 2e-5
+    assert recipe.reward_safety.optimizer.learning_rate == 1e-5
+    assert recipe.reward_helpfulness.own_share == 0.5
+    assert recipe.reward_safety.own_share == 0.9
 
 
 def groups(

@@ -27,6 +27,7 @@ from cluster.tables import (
     write_prompts,
 )
 from cluster.types import AXES, Demonstration, Message, PreferencePair, Prompt
+from pipelines.run_data import load_data
 from tests.tiny import write_tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,7 @@ def data(tmp_path: Path) -> DataDirectory:
     directory = DataDirectory(str(tmp_path / "data"))
     write_demonstrations(directory.demonstrations("train"), [Demonstration(PROMPT, "Hello.")])
     write_prompts(directory.prompts("train"), [PROMPT, replace(PROMPT, id="q")])
+    write_prompts(directory.prompts("validation"), [replace(PROMPT, id="v")])
     pairs = [PreferencePair(PROMPT, "a", "b", axis, None, None, None) for axis in AXES]
     write_preferences(directory.preferences("train"), pairs)
     directory.mark_complete()
@@ -200,7 +202,19 @@ def test_a_world_without_held_out_prompts_is_made(
     )
     sizes = f"data={json.dumps({'tiny_world': empty | small})}"
     monkeypatch.setattr(
-        sys, "argv", ["rayward", "run", str(recipe), "--out", "out", "--set", sizes]
+        sys,
+        "argv",
+        [
+            "rayward",
+            "run",
+            str(recipe),
+            "--out",
+            "out",
+            "--set",
+            sizes,
+            "--set",
+            "ppo.early_stop=null",
+        ],
     )
     with pytest.raises(pytest.fail.Exception, match="Ray was started"):
         main()
@@ -277,6 +291,30 @@ def test_a_model_that_is_none(
     settings.pop("chat_template", None)
     (other / "tokenizer_config.json").write_text(json.dumps(settings))
     assert "chat template" in refused(other)
+
+
+def test_early_stop_needs_prompts_to_measure(
+    rayward: Callable[..., str], recipe: Path, data: DataDirectory
+) -> None:
+    Path(data.prompts("validation")).unlink()
+    line = "ppo.early_stop: got 'no validation prompts', expected null, or data with validation"
+    assert rayward("run", recipe, "--out", "out").startswith(line)
+
+
+def test_prompts_and_answers_must_fit_the_model(rayward: Callable[..., str], recipe: Path) -> None:
+    line = rayward("run", recipe, "--out", "o", "--set", "ppo.sampling.max_response_tokens=500")
+    expected = "got 756, expected at most the model's 512 positions"
+    assert line.startswith(f"sampling.max_prompt_tokens + max_response_tokens: {expected}")
+
+
+def test_data_that_changed_is_not_resumed_with(
+    rayward: Callable[..., str], recipe: Path, data: DataDirectory
+) -> None:
+    with RunDirectory.create(Path("out"), load_recipe(recipe)) as run:
+        load_data(load_recipe(recipe), run)
+    write_prompts(data.prompts("train"), [replace(PROMPT, id="other")])
+    line = rayward("run", recipe, "--resume", "--out", "out")
+    assert line.startswith("data: got '/prompts/train.parquet', expected the data that the run")
 
 
 @pytest.mark.parametrize("field", ["ppo.safety.path", "ppo.critic.path", "ppo.reference.path"])
