@@ -19,9 +19,9 @@ lint: setup
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-# Needs uv. Where pip finds torch's CPU build in a folder (PIP_FIND_LINKS), uv looks there too.
-lock:
-	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" uv pip compile pyproject.toml \
+# Where pip finds torch's CPU build in a folder (PIP_FIND_LINKS), uv looks there too.
+lock: setup
+	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv/bin/uv pip compile pyproject.toml \
 		--extra cpu --extra dev --python-version 3.11 --upgrade --quiet \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		-o requirements/lock.txt

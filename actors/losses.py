@@ -1,4 +1,4 @@
-"""PPO's per-token losses and KL estimators. Every tensor is float32 over response tokens."""
+"""PPO's per-token losses. Every tensor is float32 over response tokens."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
 """Which role runs where: one placement group for a stage, one bundle per group of roles."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,17 @@ def _wanted(resources: Resources) -> dict[str, float]:
 def total_cpus(requests: Sequence[RoleRequest]) -> float:
     """CPUs that all processes of all roles ask for together."""
     return sum(request.processes * request.resources.cpus for request in requests)
+
+
+def missing_resources(
+    requests: Sequence[RoleRequest], available: Mapping[str, float]
+) -> dict[str, float]:
+    """What the roles ask for together, of resources of which there are fewer."""
+    wanted: defaultdict[str, float] = defaultdict(float)
+    for request in requests:
+        for name, amount in _wanted(request.resources).items():
+            wanted[name] += amount * request.processes
+    return {name: amount for name, amount in wanted.items() if amount > available.get(name, 0)}
 
 
 class Placement:

@@ -12,12 +12,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import ray
+
 from actors.roles import role_requests
 from cluster.config.recipe import Recipe
 from cluster.config.supervised import SupervisedSettings
-from cluster.errors import RunStopped
+from cluster.errors import InputError, RunStopped
 from cluster.metrics import MetricsWriter
-from cluster.placement import total_cpus
+from cluster.placement import RoleRequest, missing_resources, total_cpus
 from cluster.progress import announce
 from cluster.run_directory import RunDirectory
 from cluster.session import ray_session
@@ -88,6 +90,8 @@ def _run_stages(
         preflight.check(context)
         with timed("ray"):
             resources.enter_context(ray_session(address, required_cpus(recipe), run.root))
+        if address is None:
+            _require_room(recipe)
         if "sft" in todo:
             with timed("sft"):
                 run_sft(context)
@@ -102,6 +106,23 @@ def _run_stages(
             with timed("evaluation"):
                 measure_sft(context)
     return timing
+
+
+def _require_room(recipe: Recipe) -> None:
+    """An embedded Ray never grows, so what it lacks now it will lack for ever.
+
+    Raises:
+        InputError: the stages ask for more than there is.
+    """
+    stages: dict[str, list[RoleRequest]] = {}
+    for stage in ("sft", "reward_safety", "reward_helpfulness"):
+        settings: SupervisedSettings = getattr(recipe, stage)
+        stages[stage] = [RoleRequest(stage, settings.deepspeed.ranks, settings.resources)]
+    stages["ppo"] = role_requests(recipe.ppo)
+    for stage in recipe.stages:
+        missing = missing_resources(stages[stage], ray.cluster_resources())
+        if missing:
+            raise InputError(f"{stage}: resources", missing, "no more than this machine has")
 
 
 def required_cpus(recipe: Recipe) -> float:

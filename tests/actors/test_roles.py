@@ -1,5 +1,6 @@
 """All roles for real: vLLM samples, DeepSpeed learns, weights travel, nobody disagrees."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +130,22 @@ def test_an_unfinished_update_is_not_sampled_from(cast: Cast) -> None:
         ray.get(cast.sample(cast.version))
     ray.get(worker.finish_weight_update.remote(str(cast.version)))
     cast.step()  # whole again, once weights have arrived
+
+
+class Deaf:
+    """A sampler that never answers."""
+
+    def start_weight_update(self) -> None:
+        threading.Event().wait(30)
+
+
+def test_a_sampler_that_does_not_answer_is_an_error_in_time(ray_session: None) -> None:
+    from actors.weight_sync import TimedSyncClient
+
+    actor = ray.remote(Deaf).remote()
+    with pytest.raises(ray.exceptions.GetTimeoutError):
+        TimedSyncClient([actor], timeout_s=1.0).start_weight_update()
+    ray.kill(actor)
 
 
 def test_the_same_seeds_give_the_same_tokens_and_others_do_not(cast: Cast) -> None:
