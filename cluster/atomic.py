@@ -88,7 +88,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    sync(target.parent)
 
 
 @contextmanager
@@ -110,16 +110,16 @@ def new_directory(target: Path) -> Iterator[Path]:
     if target.exists():
         raise FileExistsError(target)
     temporary.rename(target)
-    _sync_folder(target.parent)
+    sync(target.parent)
 
 
 def _temporary_beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make what is at `path`, a file's content or a folder's names, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

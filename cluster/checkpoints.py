@@ -5,14 +5,13 @@ ROOT/step-000010/           whole: COMPLETE lists every file and its size
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.atomic import write_bytes
+from cluster.atomic import sync, write_bytes
 
 _MARKER = "COMPLETE"
 _PARTIAL = ".partial"
@@ -80,13 +79,13 @@ class CheckpointStore:
     def _commit(self, step: int, partial: Path) -> None:
         files = {}
         for path in sorted(partial.rglob("*")):
-            _sync(path)
+            sync(path)
             if path.is_file():
                 files[path.relative_to(partial).as_posix()] = path.stat().st_size
         marker = json.dumps({"step": step, "files": files}, indent=1)
         write_bytes(str((partial / _MARKER).absolute()), marker.encode())
         partial.rename(self.path(step))
-        _sync(self.root)
+        sync(self.root)
         self._prune()
 
     def _prune(self) -> None:
@@ -104,12 +103,3 @@ def is_complete(checkpoint: Path) -> bool:
         return all((checkpoint / name).stat().st_size == size for name, size in files.items())
     except FileNotFoundError:
         return False
-
-
-def _sync(path: Path) -> None:
-    """Make what is at `path`, a file or a directory, outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from actors.models import save_model
 from cluster.atomic import new_directory
 from cluster.config.recipe import Recipe, StageName
 from cluster.errors import RunStopped
 from cluster.metrics import MetricsWriter
 from cluster.run_directory import RunDirectory
-from pipelines.model_making import make_llama, make_tokenizer, save_model
+from pipelines.model_making import make_llama, make_tokenizer
 from pipelines.run_data import RunData
 
 

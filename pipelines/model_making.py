@@ -1,7 +1,6 @@
 """Small models made on the spot: a byte-level tokenizer from texts, and a Llama for it."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -103,11 +102,3 @@ def make_llama(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model
-
-
-def save_model(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path
-) -> None:
-    """Write model and tokenizer as one transformers directory."""
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from actors.models import save_model
 from cluster.config.tiny_world import LlamaShape, TinyWorldSizes
 from cluster.errors import InputError
 from cluster.types import AXES, RISK_CATEGORIES, Prompt
-from pipelines.model_making import make_llama, make_tokenizer, save_model
+from pipelines.model_making import make_llama, make_tokenizer
 from pipelines.tiny_world import SAFETY_PREPROMPTS, Oracle, TinyWorld, Verdict, generate
 from pipelines.tiny_world.answers import (
     BLUNT_REFUSALS,
