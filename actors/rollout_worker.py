@@ -42,7 +42,9 @@ class RolloutWorker:
             seed=seed,
             max_model_len=max_model_len,
             max_num_seqs=settings.max_num_seqs,
-            # Room for a whole wave of prompts in one scheduler step.
+            # A prompt is read in one go or waits: where vLLM cuts one, it rewinds the request's
+            # random generator, which a CPU's cannot do.
+            enable_chunked_prefill=False,
             max_num_batched_tokens=max(8192, max_model_len),
             enforce_eager=settings.enforce_eager,
             gpu_memory_utilization=settings.gpu_memory_utilization,

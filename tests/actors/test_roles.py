@@ -1,7 +1,7 @@
 """All roles for real: vLLM samples, DeepSpeed learns, weights travel, nobody disagrees."""
 
-import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from cluster.config.ppo import PPOSettings
 from cluster.errors import StaleEngineError
 from cluster.types import Message, Prompt
 from pipelines.experience import make_experience
+from tests.small_actors import Deaf
 from tests.tiny import write_tiny_llama
 
 BATCH = 512
@@ -132,11 +133,16 @@ def test_an_unfinished_update_is_not_sampled_from(cast: Cast) -> None:
     cast.step()  # whole again, once weights have arrived
 
 
-class Deaf:
-    """A sampler that never answers."""
-
-    def start_weight_update(self) -> None:
-        threading.Event().wait(30)
+def test_more_prompt_tokens_than_fit_one_pass_of_the_sampler(cast: Cast) -> None:
+    # 256 sequences of about 60 tokens at once are twice what vLLM reads in one pass.
+    asked = [replace(prompt, messages=(Message("user", "ab" * 25),)) for prompt in prompts()]
+    tokens = [encode_prompt(cast.tokenizer, prompt.messages) for prompt in asked]
+    assert 256 * len(tokens[0]) > 8192
+    shards = cast.roles.sample(asked, tokens, list(range(BATCH)), SETTINGS.sampling, cast.version)
+    scores = cast.roles.score(shards)
+    assert len(scores.rollouts) == BATCH
+    for policy, rollout in zip(scores.policy_logprobs, scores.rollouts, strict=True):
+        assert policy == pytest.approx(rollout.sampler_logprobs, abs=1e-4)
 
 
 def test_a_sampler_that_does_not_answer_is_an_error_in_time(ray_session: None) -> None:

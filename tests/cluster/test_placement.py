@@ -7,17 +7,7 @@ from ray.util import placement_group_table
 from cluster.config.roles import Resources
 from cluster.errors import InputError
 from cluster.placement import Placement, RoleRequest, missing_resources, total_cpus
-
-
-class Where:
-    """Says which bundle it runs in."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def answer(self) -> tuple[str, str | None]:
-        group = ray.util.get_current_placement_group()
-        return self.name, group.id.hex() if group else None
+from tests.small_actors import Where
 
 
 def bundles(placement: Placement) -> list[dict[str, float]]:
