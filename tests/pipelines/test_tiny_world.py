@@ -392,7 +392,7 @@ def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
 
 
 def test_a_head_size_that_the_sampler_cannot_run_is_refused() -> None:
-    with pytest.raises(ValidationError, match="hidden_size 96 / heads 4"):
+    with pytest.raises(ValidationError, match="heads: got 4, expected as many heads as split"):
         LlamaShape(heads=4)
 
 
