@@ -10,6 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 
 from cluster.errors import InputError
 
@@ -47,10 +50,14 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
             logging_level=logging.WARNING,
         )
     else:
+        # Clusters ask for a token unless told not to, but a driver that joins one at an address
+        # does not send its own; this is how Ray itself turns that on, where there is a token.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except ConnectionError as error:
-            raise InputError("--address", address, f"{_EXPECTED} ({error})") from error
+            expected = f"{_EXPECTED}, and its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            raise InputError("--address", address, f"{expected} ({error})") from error
     try:
         yield
     finally:
