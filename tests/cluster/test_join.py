@@ -1,9 +1,11 @@
 """Joining a cluster that runs already, with the token that it asks for."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,9 @@ CPUS = 7  # a number that no embedded Ray would choose here
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Address of a Ray head of this test's own, and an environment that knows its token."""
+    # Of its own too: Ray notes there which cluster runs on this machine. Its sockets want a short
+    # path, which pytest's is not.
+    ray_folder = tempfile.mkdtemp(prefix="ray-")
     (tmp_path / "token").write_text("0123456789abcdef" * 4)
     environment = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
     environment.pop("RAY_AUTH_MODE", None)
@@ -33,7 +38,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     ray_command = str(Path(sys.executable).with_name("ray"))
     arguments = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={CPUS}"]
     head = subprocess.Popen(
-        [ray_command, *arguments, "--include-dashboard=false"],
+        [ray_command, *arguments, "--include-dashboard=false", f"--temp-dir={ray_folder}"],
         env={**environment, "RAY_AUTH_MODE": "token"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -49,6 +54,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     yield f"127.0.0.1:{port}", environment
     head.terminate()
     head.wait(timeout=60)
+    shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 @pytest.mark.slow
