@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cluster.config.ppo import MixSettings, PiecewiseMixSettings
+from cluster.config.mixes import MixSettings, PiecewiseMixSettings
 from cluster.types import Float32Array
 
 

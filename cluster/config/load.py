@@ -14,6 +14,7 @@ from cluster.errors import InputError
 
 # A date such as 2026-13-01 is a plain ValueError.
 _NOT_YAML = (yaml.YAMLError, ValueError)
+_PATHS = ("path", "chat_template")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -64,7 +65,7 @@ def parse_recipe(document: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise _as_input_error(error) from error
+        raise _as_input_error(error, document) from error
 
 
 def _parse_yaml(text: str) -> object:
@@ -72,11 +73,11 @@ def _parse_yaml(text: str) -> object:
 
 
 def _make_paths_absolute(section: dict[str, Any]) -> None:
-    """Make every `path` that exists here absolute: a run's processes work in its directory."""
+    """Make every path that exists here absolute: a run's processes work in its directory."""
     for name, value in section.items():
         if isinstance(value, dict):
             _make_paths_absolute(value)
-        elif name == "path" and isinstance(value, str) and os.path.exists(value):
+        elif name in _PATHS and isinstance(value, str) and os.path.exists(value):
             section[name] = os.path.abspath(value)
 
 
@@ -96,12 +97,12 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise InputError("--set", override, "a value that is valid YAML") from error
 
 
-def _as_input_error(error: ValidationError) -> InputError:
+def _as_input_error(error: ValidationError, document: object) -> InputError:
     details = error.errors()
     first = details[0]
     own = first.get("ctx", {}).get("error")
     if not isinstance(own, InputError):
-        own = InputError(_dotted(first), _found(first), _expected(first))
+        own = InputError(_dotted(first, document), _found(first), _expected(first))
     others = len(details) - 1
     if not others:
         return own
@@ -109,8 +110,19 @@ def _as_input_error(error: ValidationError) -> InputError:
     return InputError(own.field, own.value, f"{own.expected} ({count})")
 
 
-def _dotted(detail: ErrorDetails) -> str:
-    return ".".join(str(part) for part in detail["loc"])
+def _dotted(detail: ErrorDetails, document: object) -> str:
+    """The setting as it is written; pydantic also names which of several kinds it took."""
+    parts = []
+    *inner, last = detail["loc"] or ("recipe",)
+    for part in inner:
+        if isinstance(document, dict):
+            if part not in document:
+                continue
+            document = document[part]
+        elif isinstance(document, list) and isinstance(part, int):
+            document = document[part]
+        parts.append(part)
+    return ".".join(str(part) for part in (*parts, last))
 
 
 def _found(detail: ErrorDetails) -> object:
@@ -130,6 +142,7 @@ def _expected(detail: ErrorDetails) -> str:
         "invalid_key": "a name in text",
         "string_pattern_mismatch": f"text that matches {context.get('pattern')}",
         "too_short": f"at least {context.get('min_length')} of them",
+        "union_tag_invalid": f"one of {context.get('expected_tags')} as its name",
         "greater_than": f"a number greater than {context.get('gt')}",
         "greater_than_equal": f"a number of at least {context.get('ge')}",
         "less_than": f"a number less than {context.get('lt')}",

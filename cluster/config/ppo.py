@@ -1,36 +1,51 @@
 """Settings of the PPO stage."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from cluster.config.base import Settings
-from cluster.config.roles import ReplicatedRole, RolloutRole, TrainedRole
+from cluster.config.mixes import MixSettings, PiecewiseMixSettings
+from cluster.config.roles import (
+    PolicyRole,
+    ReplicatedRewardRole,
+    ReplicatedRole,
+    RolloutRole,
+    TrainedRole,
+)
 from cluster.errors import InputError
 
 KLEstimator = Literal["k1", "k2", "k3"]
+AdvantageEstimator = Literal["gae", "grpo", "rloo"]
 RoleName = Literal["policy", "critic", "reference", "safety", "helpfulness", "rollout"]
 
-
-class PiecewiseMixSettings(Settings):
-    """The paper's rule: the safety model decides where it must (section 4.2.3)."""
-
-    name: Literal["piecewise"] = "piecewise"
-    """Which reward mix this is."""
-    threshold: float = Field(default=0.15, gt=0, lt=1)
-    """Below this safety probability (strictly) the safety model decides on any prompt."""
+_DEFAULT_GROUP = 8
 
 
-MixSettings = Annotated[PiecewiseMixSettings, Field()]
+class AdaptiveKLSettings(Settings):
+    """Steer beta so that the KL stays near a target (Ziegler et al. 2019, section 2.2)."""
+
+    target: float = Field(default=6.0, gt=0)
+    """KL of whole answers to the reference to aim for, in nats."""
+    horizon: int = Field(default=10_000, ge=1)
+    """Rollouts over which beta may change by a fifth of its error; smaller is faster."""
 
 
 class KLSettings(Settings):
     """The penalty for leaving the reference."""
 
     beta: float = Field(default=0.01, ge=0)
-    """Weight of the KL term in the token rewards."""
+    """Weight of the KL term; where it is adaptive, its first value."""
     estimator: KLEstimator = "k1"
-    """Per-token KL estimator that enters the reward."""
+    """Per-token KL estimator that enters the token rewards. GRPO has k3 in its loss instead."""
+    adaptive: AdaptiveKLSettings | None = None
+    """Steer beta towards a target; null keeps it fixed."""
+
+    @model_validator(mode="after")
+    def _beta_can_be_steered(self) -> Self:
+        if self.adaptive is not None and self.beta == 0:
+            raise InputError("ppo.kl.beta", self.beta, "above 0, where ppo.kl.adaptive steers it")
+        return self
 
 
 class SamplingSettings(Settings):
@@ -77,6 +92,14 @@ class PPOSettings(Settings):
     """Rollouts per step."""
     minibatch_size: int = Field(default=64, ge=1)
     """Rollouts per optimizer step; must divide batch_size."""
+    advantage_estimator: AdvantageEstimator = "gae"
+    """gae has a critic; grpo and rloo compare answers to one prompt, and have none."""
+    samples_per_prompt: int | None = Field(default=None, ge=1)
+    """Answers per prompt in a batch; null: 1 with gae, 8 without a critic."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Weight versions that a rollout may be behind. 0 is synchronous and repeatable."""
+    importance_weight_cap: float = Field(default=2.0, ge=1)
+    """Importance weights of the sampler's tokens under the learner are cut off here."""
     mix: MixSettings = PiecewiseMixSettings()
     """How the two scores become one reward."""
     kl: KLSettings = KLSettings()
@@ -99,15 +122,16 @@ class PPOSettings(Settings):
     """A phase of a step (sampling, scoring, learning, saving) that takes longer is an error."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Checkpoints at step boundaries."""
-    policy: TrainedRole = TrainedRole()
+    policy: PolicyRole = PolicyRole()
     """The policy's learner."""
     critic: TrainedRole = TrainedRole()
-    """The critic's learner; by default it starts from the helpfulness reward model."""
+    """The critic's learner; by default it starts from the helpfulness reward model, or from the
+    policy where that model does not read the policy's tokens. Unused by grpo and rloo."""
     reference: ReplicatedRole = ReplicatedRole()
     """The frozen reference; by default the policy's starting point."""
-    safety: ReplicatedRole = ReplicatedRole()
+    safety: ReplicatedRewardRole = ReplicatedRewardRole()
     """The safety reward model."""
-    helpfulness: ReplicatedRole = ReplicatedRole()
+    helpfulness: ReplicatedRewardRole = ReplicatedRewardRole()
     """The helpfulness reward model."""
     rollout: RolloutRole = RolloutRole()
     """The vLLM samplers."""
@@ -121,6 +145,34 @@ class PPOSettings(Settings):
                 "ppo.minibatch_size",
                 self.minibatch_size,
                 f"a divisor of ppo.batch_size, which is {self.batch_size}",
+            )
+        return self
+
+    @property
+    def group_size(self) -> int:
+        """Answers per prompt in a batch."""
+        if self.samples_per_prompt is not None:
+            return self.samples_per_prompt
+        return 1 if self.has_critic else _DEFAULT_GROUP
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the advantages come from a critic."""
+        return self.advantage_estimator == "gae"
+
+    @model_validator(mode="after")
+    def _groups_fill_the_batch(self) -> Self:
+        if self.batch_size % self.group_size:
+            raise InputError(
+                "ppo.samples_per_prompt",
+                self.group_size,
+                f"a divisor of ppo.batch_size, which is {self.batch_size}",
+            )
+        if not self.has_critic and self.group_size < 2:
+            raise InputError(
+                "ppo.samples_per_prompt",
+                self.group_size,
+                f"at least 2, because {self.advantage_estimator} compares answers to one prompt",
             )
         return self
 

@@ -6,9 +6,10 @@ from pydantic import Field, model_validator
 
 from cluster.config.base import Settings
 from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.config.roles import ScoringRole
+from cluster.config.roles import RewardRole
 from cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings, SFTSettings
 from cluster.config.tiny_world import LlamaShape, TinyWorldSizes
+from cluster.config.tracking import TrackingSettings
 from cluster.errors import InputError
 
 StageName = Literal["sft", "reward_safety", "reward_helpfulness", "ppo"]
@@ -46,7 +47,7 @@ class ModelSettings(Settings):
         return self
 
 
-class JudgeSettings(ScoringRole):
+class JudgeSettings(RewardRole):
     """A judge model: one output, a logit above 0 means safe."""
 
     @model_validator(mode="after")
@@ -96,6 +97,8 @@ class Recipe(Settings):
     """Reinforcement learning."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How the stages are measured."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Where metrics go, beside the run directory."""
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> Self:

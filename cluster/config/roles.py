@@ -42,11 +42,40 @@ class ScoringRole(ModelRole):
     """Padded tokens in one forward pass, at most."""
 
 
+class RewardRole(ScoringRole):
+    """A role that judges whole conversations: one output, higher is better."""
+
+    chat_template: str | None = None
+    """A Jinja file in place of the tokenizer's own chat template, for a model that has none."""
+
+
 class ReplicatedRole(ScoringRole):
     """A scoring role whose replicas share the work."""
 
     replicas: int = Field(default=1, ge=1)
     """How many processes share this role's work."""
+
+
+class ReplicatedRewardRole(RewardRole, ReplicatedRole):
+    """A reward model in PPO."""
+
+
+class LoRASettings(Settings):
+    """Low-rank adapters (Hu et al. 2021), through PEFT: the base weights stay as they are."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of each adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Adapters are scaled by alpha / rank."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the layers that get one; "all-linear" means every linear layer but the head."""
+
+
+class PolicyLoRASettings(LoRASettings):
+    """The policy's adapters during PPO. Its starting point without them is the reference."""
+
+    save_as: Literal["merged", "adapter"] = "merged"
+    """What the stage leaves: a whole model, or an adapter for the starting point."""
 
 
 class OptimizerSettings(Settings):
@@ -84,6 +113,15 @@ class TrainedRole(ModelRole):
     """AdamW's settings (Llama 2, section 3.4.3)."""
     max_tokens_per_microbatch: int = Field(default=8192, ge=1)
     """Padded tokens in one forward or backward pass, at most."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, more time."""
+
+
+class PolicyRole(TrainedRole):
+    """The policy's learner."""
+
+    lora: PolicyLoRASettings | None = None
+    """Train low-rank adapters; null trains all weights."""
 
 
 class WeightSyncSettings(Settings):
@@ -102,6 +140,8 @@ class RolloutRole(Settings):
 
     replicas: int = Field(default=1, ge=1)
     """How many vLLM engines share the sampling."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """Processes (GPUs) that one engine splits its weights over; passed through to vLLM."""
     precision: Precision = "float32"
     """The dtype of the sampler's weights."""
     enforce_eager: bool = True

@@ -5,7 +5,13 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.config.base import Settings
-from cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Precision, Resources
+from cluster.config.roles import (
+    DeepSpeedSettings,
+    LoRASettings,
+    OptimizerSettings,
+    Precision,
+    Resources,
+)
 
 
 class ScheduleSettings(Settings):
@@ -40,6 +46,8 @@ class SupervisedSettings(Settings):
     """Ranks and ZeRO stage."""
     precision: Precision = "float32"
     """The dtype of the trained weights."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, more time."""
     resources: Resources = Resources()
     """What each rank asks of Ray."""
 
@@ -51,6 +59,8 @@ class SFTSettings(SupervisedSettings):
     """Passes over the data."""
     loss_on: Literal["final_turn", "all_assistant_turns"] = "final_turn"
     """Which assistant turns are learned; prompt tokens never are."""
+    lora: LoRASettings | None = None
+    """Train low-rank adapters and merge them at the end; null trains all weights."""
 
 
 class RewardTrainingSettings(SupervisedSettings):

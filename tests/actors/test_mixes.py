@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.mixes import make_mix
-from cluster.config.ppo import PiecewiseMixSettings
+from cluster.config.mixes import PiecewiseMixSettings
 from pipelines.advantages import whiten
 
 
