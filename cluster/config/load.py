@@ -101,7 +101,13 @@ def _as_input_error(error: ValidationError, document: object) -> InputError:
     details = error.errors()
     first = details[0]
     own = first.get("ctx", {}).get("error")
-    if not isinstance(own, InputError):
+    if first["type"] == "union_tag_invalid":
+        own = InputError(
+            f"{_dotted(first, document)}.name",
+            first["ctx"]["tag"],
+            f"one of {first['ctx']['expected_tags']}",
+        )
+    elif not isinstance(own, InputError):
         own = InputError(_dotted(first, document), _found(first), _expected(first))
     others = len(details) - 1
     if not others:
@@ -142,7 +148,7 @@ def _expected(detail: ErrorDetails) -> str:
         "invalid_key": "a name in text",
         "string_pattern_mismatch": f"text that matches {context.get('pattern')}",
         "too_short": f"at least {context.get('min_length')} of them",
-        "union_tag_invalid": f"one of {context.get('expected_tags')} as its name",
+        "union_tag_not_found": "a mapping of settings",
         "greater_than": f"a number greater than {context.get('gt')}",
         "greater_than_equal": f"a number of at least {context.get('ge')}",
         "less_than": f"a number less than {context.get('lt')}",

@@ -97,7 +97,10 @@ def test_defaults_are_the_papers() -> None:
         ({"name": "x" * 64}, f"name: got '{'x' * 64}', expected text that matches"),
         ({"stages": []}, "stages: got [], expected at least 1 of them"),
         # One of a few words.
-        ({"ppo": {"mix": {"name": "linear"}}}, "ppo.mix.name: got 'linear', expected 'piecewise'"),
+        (
+            {"ppo": {"mix": {"name": "linear"}}},
+            "ppo.mix.name: got 'linear', expected one of 'piecewise', 'weighted_sum', 'lagrangian'",
+        ),
         (
             {"ppo": {"kl": {"estimator": "k4"}}},
             "ppo.kl.estimator: got 'k4', expected 'k1', 'k2' or",
