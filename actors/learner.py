@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from actors.forward import response_logprobs, response_values, split_rows
-from actors.losses import policy_loss, value_loss
+from actors.losses import importance_weights, kl_loss, policy_loss, value_loss
 from actors.microbatches import microbatches_of_rank
 from actors.models import load_causal_lm, load_scalar_model, load_tokenizer, save_model
 from actors.zero import full_weights, gradient_norm, join_process_group, make_engine
 from cluster.config.ppo import PPOSettings
 from cluster.types import Experience, Float32Array, Rollout
+
+# What a microbatch adds to the metrics: loss, clipped tokens, drift from the old logprobs,
+# entropy, KL in the loss.
+_SUMS = ("loss", "clipped", "moved", "entropy", "kl")
 
 
 class Learner:
@@ -94,16 +98,23 @@ class Learner:
                     result[index] = values.cpu().numpy()
         return result
 
-    def update(self, experiences: Sequence[Experience], version: int) -> dict[str, float]:
+    def update(
+        self, experiences: Sequence[Experience], version: int, kl_coef: float
+    ) -> dict[str, float]:
         """One pass over a batch: one optimizer step per minibatch.
+
+        Args:
+            experiences: the whole batch, the same on every rank.
+            version: of the weights that are about to change; seeds the minibatches.
+            kl_coef: weight of the KL term where it is part of the loss (GRPO).
 
         Returns:
             The group's metrics, means over action tokens, the same on every rank.
         """
         order = np.random.default_rng([self._seed, version]).permutation(len(experiences))
         size = self._settings.minibatch_size
-        # Loss, clipped, drift or error, entropy; where the group's backend can add them up.
-        totals = torch.zeros(4, dtype=torch.float64, device=self._engine.device)
+        # As `_loss` sums them; where the group's backend can add them up.
+        totals = torch.zeros(len(_SUMS), dtype=torch.float64, device=self._engine.device)
         gradient_norms = []
         tokens_seen = 0
         for start in range(0, len(order), size):
@@ -111,7 +122,7 @@ class Learner:
             tokens = sum(len(experience.advantages) for experience in minibatch)
             rollouts = [experience.scored.rollout for experience in minibatch]
             for indices, weight in self._microbatches(rollouts):
-                loss, sums = self._loss([minibatch[index] for index in indices])
+                loss, sums = self._loss([minibatch[index] for index in indices], kl_coef)
                 self._engine.backward(loss * (weight * self._world / tokens), scale_wrt_gas=False)
                 totals += weight * sums
             self._engine.step()
@@ -119,22 +130,23 @@ class Learner:
             tokens_seen += tokens
         if self._world > 1:
             torch.distributed.all_reduce(totals)
-        loss, clipped, moved, entropy_sum = (totals / tokens_seen).tolist()
+        means = dict(zip(_SUMS, (totals / tokens_seen).tolist(), strict=True))
         norm = float(np.mean(gradient_norms))
         if self._role == "critic":
             return {
-                "critic/vf_loss": loss,
-                "critic/vf_clipfrac": clipped,
+                "critic/vf_loss": means["loss"],
+                "critic/vf_clipfrac": means["clipped"],
                 "critic/grad_norm": norm,
             }
-        return {
-            "actor/pg_loss": loss,
-            "actor/pg_clipfrac": clipped,
-            "actor/ppo_kl": moved,
-            "actor/entropy": entropy_sum,
+        metrics = {
+            "actor/pg_loss": means["loss"] - kl_coef * means["kl"],
+            "actor/pg_clipfrac": means["clipped"],
+            "actor/ppo_kl": means["moved"],
+            "actor/entropy": means["entropy"],
             "actor/grad_norm": norm,
             "actor/optimizer_steps": float(len(gradient_norms)),
         }
+        return metrics | ({"actor/kl_loss": means["kl"]} if self._settings.kl_in_loss else {})
 
     def sync_weights(self, samplers: list[ActorHandle], version: int) -> None:
         """Send the policy's weights to the samplers and stamp them with `version`."""
@@ -174,23 +186,30 @@ class Learner:
         budget = self._own.max_tokens_per_microbatch
         return microbatches_of_rank(lengths, budget, self._rank, self._world)
 
-    def _loss(self, experiences: Sequence[Experience]) -> tuple[Tensor, Tensor]:
-        """Summed loss of a microbatch, and float64 [4] sums for the metrics."""
+    def _loss(self, experiences: Sequence[Experience], kl_coef: float) -> tuple[Tensor, Tensor]:
+        """Summed loss of a microbatch, and float64 sums for the metrics, as in `_SUMS`."""
         scored = [experience.scored for experience in experiences]
         new, spread = self._engine([one.rollout for one in scored], with_entropy=True)
+        zero = torch.zeros_like(new)
+        moved, kl = zero, zero
         if self._role == "critic":
             old = _flat([one.values for one in scored], new)
             returns = _flat([experience.returns for experience in experiences], new)
             losses, clipped = value_loss(new, old, returns, self._settings.value_clip)
-            moved = losses
         else:
             old = _flat([one.policy_logprobs for one in scored], new)
             advantages = _flat([experience.advantages for experience in experiences], new)
             losses, clipped = policy_loss(new, old, advantages, self._settings.ratio_clip)
+            if self._settings.corrects_sampler:
+                sampled = _flat([one.rollout.sampler_logprobs for one in scored], new)
+                cap = self._settings.importance_weight_cap
+                losses = losses * importance_weights(old, sampled, cap)
+            if self._settings.kl_in_loss:
+                kl = kl_loss(new, _flat([one.reference_logprobs for one in scored], new))
+                losses = losses + kl_coef * kl
             moved = old - new
-        spread = torch.zeros_like(new) if spread is None else spread
-        sums = [losses.sum(), clipped.sum(), moved.sum(), spread.sum()]
-        return losses.sum(), torch.stack([s.detach().double() for s in sums])
+        sums = [losses, clipped, moved, zero if spread is None else spread, kl]
+        return losses.sum(), torch.stack([one.detach().double().sum() for one in sums])
 
 
 class _Scorer(nn.Module):

@@ -24,6 +24,31 @@ def policy_loss(
     return torch.maximum(free, clipped), clipped > free
 
 
+def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights of tokens that came from other weights than the learner's.
+
+    min(pi_learner / pi_sampler, cap), per token (Ionides 2008; for PPO on stale rollouts Fu et
+    al. 2025, "AReaL", section 5.2). They carry no gradient.
+
+    Args:
+        logprobs: [...] under the weights that the batch is learned from.
+        sampler_logprobs: [...] as they were sampled.
+        cap: largest weight.
+    """
+    return torch.exp(logprobs - sampler_logprobs).clamp(max=cap).detach()
+
+
+def kl_loss(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """KL to the reference per token, by the estimator k3 (GRPO, Shao et al. 2024, equation 4).
+
+    Args:
+        logprobs: [...] under the weights being trained.
+        reference_logprobs: [...].
+    """
+    difference = reference_logprobs - logprobs
+    return torch.expm1(difference) - difference
+
+
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, clip: float
 ) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,8 @@ class PPOSettings(Settings):
     max_staleness: int = Field(default=0, ge=0)
     """Weight versions that a rollout may be behind. 0 is synchronous and repeatable."""
     importance_weight_cap: float = Field(default=2.0, ge=1)
-    """Importance weights of the sampler's tokens under the learner are cut off here."""
+    """Where rollouts may be stale or sampled in bfloat16, tokens are weighted by the ratio of the
+    learner's to the sampler's probability, cut off here."""
     mix: MixSettings = PiecewiseMixSettings()
     """How the two scores become one reward."""
     kl: KLSettings = KLSettings()
@@ -159,6 +160,16 @@ class PPOSettings(Settings):
     def has_critic(self) -> bool:
         """Whether the advantages come from a critic."""
         return self.advantage_estimator == "gae"
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the KL term is part of the loss, as in GRPO, and not of the token rewards."""
+        return self.advantage_estimator == "grpo"
+
+    @property
+    def corrects_sampler(self) -> bool:
+        """Whether the sampler's distribution can differ from the learner's by more than noise."""
+        return self.max_staleness > 0 or self.rollout.precision != "float32"
 
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> Self:
