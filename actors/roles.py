@@ -24,6 +24,7 @@ from cluster.types import Experience, Float32Array, Prompt, Rollout
 Deal = Callable[
     [Sequence[Prompt], Sequence[list[int]], Sequence[int], SamplingSettings, int], list[ObjectRef]
 ]
+Wait = Callable[[Sequence[ObjectRef]], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ModelPaths:
     """Transformers directories or hub ids, one per role."""
 
     policy: str
-    critic: str
+    critic: str | None  # None where the advantages need no critic
     reference: str
     safety: str
     helpfulness: str
@@ -44,16 +45,26 @@ class Scores:
     rollouts: list[Rollout]
     policy_logprobs: list[Float32Array]  # N of [R_i]
     reference_logprobs: list[Float32Array]  # N of [R_i]
-    values: list[Float32Array]  # N of [R_i]
+    values: list[Float32Array]  # N of [R_i], zeros where there is no critic
     safety: Float32Array  # [N] logits
     helpfulness: Float32Array  # [N] logits
 
 
+@dataclass(frozen=True)
+class FrozenScoring:
+    """What the models that never change are about to say of some shards of rollouts."""
+
+    reference: list[ObjectRef]
+    safety: list[ObjectRef]
+    helpfulness: list[ObjectRef]
+
+
 def role_requests(settings: PPOSettings) -> list[RoleRequest]:
     """What a PPO run asks of the cluster."""
+    critic = RoleRequest("critic", settings.critic.deepspeed.ranks, settings.critic.resources)
     return [
         RoleRequest("policy", settings.policy.deepspeed.ranks, settings.policy.resources),
-        RoleRequest("critic", settings.critic.deepspeed.ranks, settings.critic.resources),
+        *([critic] if settings.has_critic else []),
         RoleRequest("reference", settings.reference.replicas, settings.reference.resources),
         RoleRequest("safety", settings.safety.replicas, settings.safety.resources),
         RoleRequest("helpfulness", settings.helpfulness.replicas, settings.helpfulness.resources),
@@ -92,7 +103,7 @@ class Roles:
     def _start(self, paths: ModelPaths, max_model_len: int, eos_token_id: int, seed: int) -> None:
         settings, start = self._settings, self._placement.start
         self._policy = self._learners("policy", paths.policy, seed)
-        self._critic = self._learners("critic", paths.critic, seed)
+        self._critic = self._learners("critic", paths.critic, seed) if paths.critic else []
         rollout = {
             "model": paths.policy,
             "settings": settings.rollout,
@@ -116,7 +127,7 @@ class Roles:
         )
         self._safety = self._reward_models("safety", paths.safety, paths.policy)
         self._helpfulness = self._reward_models("helpfulness", paths.helpfulness, paths.policy)
-        for group in (self._policy, self._critic):
+        for group in filter(None, (self._policy, self._critic)):
             meeting: Any = self._get(group[0].rendezvous.remote())
             self._get([rank.join.remote(*meeting) for rank in group])
         # A sampler that is still loading must not eat up the time that a sync may take.
@@ -152,28 +163,72 @@ class Roles:
         helpfulness = _share(self._helpfulness, "score", shards)
         return np.concatenate(self._get(safety)), np.concatenate(self._get(helpfulness))
 
-    def score(self, shards: Sequence[ObjectRef]) -> Scores:
-        """Have every model score rollouts, all models at the same time."""
-        reference = _share(self._reference, "logprobs", shards)
-        safety = _share(self._safety, "score", shards)
-        helpfulness = _share(self._helpfulness, "score", shards)
+    def start_frozen(self, shards: Sequence[ObjectRef]) -> FrozenScoring:
+        """Have reference and reward models score rollouts as soon as they are there."""
+        return FrozenScoring(
+            reference=_share(self._reference, "logprobs", shards),
+            safety=_share(self._safety, "score", shards),
+            helpfulness=_share(self._helpfulness, "score", shards),
+        )
+
+    def score(
+        self,
+        shards: Sequence[ObjectRef],
+        frozen: Sequence[FrozenScoring] | None = None,
+        wait: Wait | None = None,
+    ) -> Scores:
+        """Have every model score rollouts, all models at the same time.
+
+        Args:
+            shards: references to lists of rollouts.
+            frozen: what `start_frozen` gave for the same shards in the same order, if it was
+                called before.
+            wait: waits for answers while it does something else; by default this call waits.
+        """
+        frozen = frozen or [self.start_frozen(shards)]
         policy = [rank.score.remote(*shards) for rank in self._policy]
         critic = [rank.score.remote(*shards) for rank in self._critic]
+        reference, safety, helpfulness = (
+            [call for one in frozen for call in getattr(one, name)]
+            for name in ("reference", "safety", "helpfulness")
+        )
+        if wait:
+            wait([*policy, *critic, *reference, *safety, *helpfulness])
+        logprobs = _in_order(self._get(policy))
+        no_values = [np.zeros_like(own) for own in logprobs]
         return Scores(
             rollouts=_joined(self._get(shards)),
-            policy_logprobs=_in_order(self._get(policy)),
+            policy_logprobs=logprobs,
             reference_logprobs=_joined(self._get(reference)),
-            values=_in_order(self._get(critic)),
+            values=_in_order(self._get(critic)) if critic else no_values,
             safety=np.concatenate(self._get(safety)),
             helpfulness=np.concatenate(self._get(helpfulness)),
         )
 
-    def update(self, experiences: Sequence[Experience], version: int) -> dict[str, float]:
-        """One pass of both learners over a batch; returns their metrics."""
+    def update(
+        self,
+        experiences: Sequence[Experience],
+        version: int,
+        kl_coef: float,
+        wait: Wait | None = None,
+    ) -> dict[str, float]:
+        """One pass of all learners over a batch; returns their metrics.
+
+        Args:
+            experiences: the batch.
+            version: of the weights that are about to change.
+            kl_coef: weight of the KL term where it is part of the loss.
+            wait: as for `score`.
+        """
         batch = ray.put(list(experiences))
         ranks = [*self._policy, *self._critic]
-        metrics = self._get([rank.update.remote(batch, version) for rank in ranks])
-        learned: dict[str, float] = metrics[0] | metrics[len(self._policy)]
+        calls = [rank.update.remote(batch, version, kl_coef) for rank in ranks]
+        if wait:
+            wait(calls)
+        metrics = self._get(calls)
+        learned: dict[str, float] = metrics[0]
+        if self._critic:
+            learned = learned | metrics[len(self._policy)]
         return learned
 
     def sync(self, version: int) -> None:
@@ -183,11 +238,11 @@ class Roles:
         ray.get(calls, timeout=2 * self._settings.rollout.weight_sync.timeout_s)
 
     def save(self, directory: Path) -> None:
-        """Write both learners' whole state."""
+        """Write the learners' whole state."""
         self._get([rank.save.remote(directory) for rank in (*self._policy, *self._critic)])
 
     def restore(self, directory: Path) -> None:
-        """Take up both learners' whole state."""
+        """Take up the learners' whole state."""
         self._get([rank.restore.remote(directory) for rank in (*self._policy, *self._critic)])
 
     def export(self, directory: Path) -> None:

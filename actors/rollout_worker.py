@@ -28,10 +28,17 @@ class RolloutWorker:
         max_model_len: longest prompt plus answer, in tokens.
         eos_token_id: ends an answer.
         seed: of the engine; every request has a seed of its own beside it.
+        version: what the weights at `model` are called; None refuses to sample before a sync.
     """
 
     def __init__(
-        self, model: str, settings: RolloutRole, max_model_len: int, eos_token_id: int, seed: int
+        self,
+        model: str,
+        settings: RolloutRole,
+        max_model_len: int,
+        eos_token_id: int,
+        seed: int,
+        version: int | None = None,
     ) -> None:
         self._eos_token_id = eos_token_id
         self._updating = False
@@ -48,8 +55,9 @@ class RolloutWorker:
             max_num_batched_tokens=max(8192, max_model_len),
             enforce_eager=settings.enforce_eager,
             gpu_memory_utilization=settings.gpu_memory_utilization,
-            # In this process: one process, one set of failures.
-            distributed_executor_backend="uni",
+            tensor_parallel_size=settings.tensor_parallel_size,
+            # In this process, one set of failures; an engine that is split needs others beside it.
+            distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
             # Logprobs at the sampling temperature: vLLM's default leaves it out.
             logprobs_mode="processed_logprobs",
             # A cached prefix would be recomputed after a resume: other bits for the same seed.
@@ -57,6 +65,8 @@ class RolloutWorker:
             weight_transfer_config=WeightTransferConfig(backend=settings.weight_sync.backend),
             disable_log_stats=True,
         )
+        if version is not None:
+            self._llm.llm_engine.set_weight_version(str(version))
 
     def version(self) -> str:
         """The weight version that the engine holds, as vLLM itself says."""
@@ -69,7 +79,7 @@ class RolloutWorker:
         seeds: Sequence[int],
         sampling: SamplingSettings,
         version: int,
-        sample_index: int = 0,
+        sample_indices: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """Sample one answer per prompt.
 
@@ -79,7 +89,7 @@ class RolloutWorker:
             seeds: N request seeds: the same seed and weights give the same tokens.
             sampling: temperature, nucleus and length.
             version: the weight version that the answers must come from.
-            sample_index: carried through.
+            sample_indices: N places among the answers to the same prompt; all 0 by default.
 
         Raises:
             StaleEngineError: the engine holds another version, or is amid an update.
@@ -99,9 +109,10 @@ class RolloutWorker:
         ]
         inputs = [TokensPrompt(prompt_token_ids=list(ids)) for ids in token_ids]
         outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+        indices = sample_indices if sample_indices is not None else [0] * len(prompts)
         return [
-            self._rollout(prompt, list(ids), output.outputs[0], version, sample_index)
-            for prompt, ids, output in zip(prompts, token_ids, outputs, strict=True)
+            self._rollout(prompt, list(ids), output.outputs[0], version, index)
+            for prompt, ids, output, index in zip(prompts, token_ids, outputs, indices, strict=True)
         ]
 
     def _require(self, version: int) -> None:

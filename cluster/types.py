@@ -108,10 +108,12 @@ class ScoredRollout:
     rollout: Rollout
     policy_logprobs: Float32Array  # [R], the learner's, before the update
     reference_logprobs: Float32Array  # [R]
-    values: Float32Array  # [R]
+    values: Float32Array  # [R], zeros where there is no critic
     safety: float  # logit
     helpfulness: float  # logit
-    decided_by: str  # which reward model decided, by the reward mix
+    decided_by: str  # which reward model decided, by the reward mix, or "both"
+    safety_weight: float  # of the safety logit in the mix
+    helpfulness_weight: float  # of the helpfulness logit in the mix
     reward: float  # the mix's sequence reward, as it enters the token rewards
 
 

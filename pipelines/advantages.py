@@ -1,4 +1,7 @@
-"""From scores to advantages: whitening, KL penalty, token rewards, GAE; float64 inside."""
+"""From scores to advantages: whitening, KL penalty, token rewards, GAE, GRPO and RLOO.
+
+Everything is computed in float64.
+"""
 
 from collections.abc import Sequence
 
@@ -9,6 +12,8 @@ from cluster.types import Float32Array
 
 # Added to a batch's standard deviation, so that a constant batch whitens to zeros.
 _WHITEN_EPS = 1e-8
+# The same for a group of answers to one prompt, whose scores may differ by rounding alone.
+_GROUP_EPS = 1e-6
 
 
 def whiten(values: np.ndarray) -> np.ndarray:
@@ -71,6 +76,39 @@ def gae(
         advantages[t] = following_advantage
         following_value = float(values[t])
     return advantages.astype(np.float32), (advantages + values).astype(np.float32)
+
+
+def returns_to_go(rewards: Float32Array) -> Float32Array:
+    """Sum of the rewards from each token on; [R] -> float32 [R]."""
+    return np.cumsum(rewards[::-1].astype(np.float64))[::-1].astype(np.float32)
+
+
+def grpo(rewards: np.ndarray, group_size: int) -> np.ndarray:
+    """How far each answer is above its group, in the group's population standard deviations.
+
+    Shao et al. 2024, "DeepSeekMath", section 4.1.2. A group of equal rewards gets zeros.
+
+    Args:
+        rewards: [N], one per answer; the answers to one prompt stand together.
+        group_size: answers per prompt, a divisor of N.
+
+    Returns:
+        float64 [N].
+    """
+    groups = rewards.astype(np.float64).reshape(-1, group_size)
+    centred = groups - groups.mean(axis=1, keepdims=True)
+    return (centred / (groups.std(axis=1, keepdims=True) + _GROUP_EPS)).reshape(-1)
+
+
+def rloo(rewards: np.ndarray, group_size: int) -> np.ndarray:
+    """How far each answer is above the mean of the others to its prompt (leave one out).
+
+    Ahmadian et al. 2024, "Back to Basics", section 3.2. Arguments and result as for `grpo`; a
+    group has at least two answers.
+    """
+    groups = rewards.astype(np.float64).reshape(-1, group_size)
+    others = (groups.sum(axis=1, keepdims=True) - groups) / (group_size - 1)
+    return (groups - others).reshape(-1)
 
 
 def whiten_tokens(advantages: Sequence[Float32Array]) -> list[Float32Array]:

@@ -103,10 +103,15 @@ def evaluate(
     safety: list[float | None] = [None] * len(rollouts)
     helpfulness = list(safety)
     decided_by: list[str | None] = [None] * len(rollouts)
+    weights: list[tuple[float | None, float | None]] = [(None, None)] * len(rollouts)
     if score is not None:
         by_safety, by_helpfulness = score(shards)
         tagged = [prompt.adversarial for prompt in asked]
-        decided_by = list(mix.combine(by_safety, by_helpfulness, tagged).decided_by)
+        mixed = mix.combine(by_safety, by_helpfulness, tagged)
+        decided_by = list(mixed.decided_by)
+        weights = list(
+            zip(mixed.safety_weight.tolist(), mixed.helpfulness_weight.tolist(), strict=True)
+        )
         safety, helpfulness = by_safety.tolist(), by_helpfulness.tolist()
     samples = [
         Sample(
@@ -115,6 +120,8 @@ def evaluate(
             safety=safety[i],
             helpfulness=helpfulness[i],
             decided_by=decided_by[i],
+            safety_weight=weights[i][0],
+            helpfulness_weight=weights[i][1],
             verdict=verdicts[i],
             step=step,
             policy_version=rollout.policy_version,

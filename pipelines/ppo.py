@@ -4,9 +4,12 @@ Who waits for whom in a step:
 
     prompts -> rollout workers (vLLM)
             -> { policy, critic, reference, safety, helpfulness } in parallel
-            -> reward mix -> whitening -> KL -> GAE              (the barrier: a whole batch)
+            -> reward mix -> whitening -> KL -> advantages       (the barrier: a whole batch)
             -> learners (DeepSpeed; policy and critic in parallel)
             -> weight sync -> rollout workers
+
+With GRPO and RLOO there is no critic. With `max_staleness` above 0 the rollout workers go on
+sampling while the rest of a step is done (see `rollout_queue`).
 """
 
 import json
@@ -17,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from transformers import PreTrainedTokenizerBase
 
 from actors.chat import decode_response
@@ -32,14 +34,14 @@ from cluster.progress import announce, stage_progress
 from cluster.run_directory import RunDirectory
 from cluster.types import Experience
 from pipelines.early_stop import EarlyStop
-from pipelines.experience import make_experience
+from pipelines.experience import ExperienceBatch, make_experience
+from pipelines.kl_control import KLController
 from pipelines.prompt_stream import EncodedPrompt, PromptStream
+from pipelines.rollout_queue import VALIDATION_DRAWS, RolloutQueue
 from pipelines.samples import Sample, write_samples
 
 _STAGE = "ppo"
 _STATE = "state.json"
-# Streams of random draws, apart from one another.
-_TRAINING_DRAWS, _VALIDATION_DRAWS = 0, 1
 
 
 @dataclass(frozen=True)
@@ -55,29 +57,33 @@ class PPOResult:
 
 @dataclass
 class _State:
-    """Everything beside the learners that a checkpoint holds. All draws come from the step."""
+    """What a checkpoint holds beside learners and rollouts. All draws come from the step."""
 
     step: int
     early_stop: EarlyStop | None
-    stream: PromptStream
     mix: RewardMix
+    kl: KLController
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, prompts: dict[str, Any]) -> None:
         document = {
             "step": self.step,
             "early_stop": asdict(self.early_stop.state) if self.early_stop else None,
-            "prompts": self.stream.state(),
+            "prompts": prompts,
             "mix": self.mix.state(),
+            "kl": self.kl.state(),
         }
         write_bytes(str(path), json.dumps(document).encode())
 
-    def restore(self, path: Path) -> None:
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Take up a state; returns the prompts' cursor."""
         document = json.loads(path.read_bytes())
         self.step = document["step"]
-        self.stream.restore(document["prompts"])
         self.mix.restore(document["mix"])
+        self.kl.restore(document["kl"])
         if self.early_stop:
             self.early_stop.restore(document["early_stop"])
+        prompts: dict[str, Any] = document["prompts"]
+        return prompts
 
 
 class PPO:
@@ -117,8 +123,13 @@ class PPO:
         self._should_stop = should_stop
         self._store = CheckpointStore(run.checkpoints_dir / _STAGE, settings.checkpoint.keep)
         early_stop = EarlyStop(settings.early_stop) if settings.early_stop and validation else None
-        mix = make_mix(settings.mix)
-        self._state = _State(0, early_stop, PromptStream(prompts, seed), mix)
+        self._state = _State(0, early_stop, make_mix(settings.mix), KLController(settings.kl))
+        self._rollouts = RolloutQueue(roles, PromptStream(prompts, seed), settings, seed)
+
+    @property
+    def mix(self) -> RewardMix:
+        """The reward mix as it stands."""
+        return self._state.mix
 
     def train(self) -> PPOResult:
         """Run the stage from its newest checkpoint, or from the start, to its end."""
@@ -134,6 +145,7 @@ class PPO:
                 if self._should_stop():
                     self._checkpoint()
                     raise RunStopped(f"stopped after step {state.step} of {_STAGE}")
+        self._rollouts.drain()
         if self._roles.reference_digest() != digest:
             raise RuntimeError("the reference's weights changed during the run")
         best, version = self._take_best()
@@ -142,50 +154,51 @@ class PPO:
     def _step(self) -> dict[str, float]:
         """Sample, score, learn, sync; then measure and keep."""
         clock = _Clock()
-        state, roles = self._state, self._roles
-        version = state.step
-        batch = state.stream.take(self._settings.batch_size)
-        shards = self._sample(batch, version, _TRAINING_DRAWS)
-        clock.lap("timing/sample", wait_for=shards)
-        scores = roles.score(shards)
+        state, roles, rollouts = self._state, self._roles, self._rollouts
+        shards, frozen = rollouts.collect()
+        clock.lap("timing/sample")
+        scores = roles.score(shards, frozen, rollouts.wait)
         clock.lap("timing/score")
-        experience = make_experience(scores, state.mix, self._settings)
+        batch = make_experience(scores, state.mix, self._settings, state.kl.beta, state.step)
         clock.lap("timing/advantages")
-        learned = roles.update(experience.experiences, version)
+        learned = roles.update(batch.experiences, state.step, state.kl.beta, rollouts.wait)
         clock.lap("timing/update")
         state.step += 1
         roles.sync(state.step)
+        rollouts.version = state.step
+        state.mix.learn(scores.safety)
+        state.kl.observe(batch.sequence_kl, len(batch.experiences))
         clock.lap("timing/sync")
-        numbers = experience.metrics | learned
+        numbers = batch.metrics | learned
         if state.early_stop and state.early_stop.due(state.step, self._settings.steps):
             numbers |= self._measure()
             clock.lap("timing/validation")
         tokens = sum(len(rollout.token_ids) for rollout in scores.rollouts)
         numbers |= clock.laps() | {"perf/throughput": tokens / clock.total()}
-        self._write_samples(experience.experiences)
+        self._keep(batch, numbers)
+        return numbers
+
+    def _keep(self, batch: ExperienceBatch, numbers: dict[str, float]) -> None:
+        """Write down what a step came to."""
+        state = self._state
+        self._write_samples(batch.experiences)
         self._metrics.log(state.step, _STAGE, numbers)
         new_best = state.early_stop is not None and state.early_stop.state.best_step == state.step
         if new_best or state.step % self._settings.checkpoint.every == 0:
             self._checkpoint()
-        return numbers
-
-    def _sample(self, prompts: Sequence[EncodedPrompt], version: int, draws: int) -> list[Any]:
-        # One seed per answer, from the run's seed, the version and the place in the batch.
-        sequence = np.random.SeedSequence([self._seed, version, draws])
-        seeds = sequence.generate_state(len(prompts), np.uint32).tolist()
-        return self._roles.sample(
-            [one.prompt for one in prompts],
-            [one.token_ids for one in prompts],
-            seeds,
-            self._settings.sampling,
-            version,
-        )
 
     def _measure(self) -> dict[str, float]:
         """The objective on held-out prompts: mean probability of the mixed score, less the KL."""
         state = self._state
         assert state.early_stop is not None
-        scores = self._roles.score(self._sample(self._validation, state.step, _VALIDATION_DRAWS))
+        shards = self._roles.sample(
+            [one.prompt for one in self._validation],
+            [one.token_ids for one in self._validation],
+            self._rollouts.seeds(state.step, VALIDATION_DRAWS, len(self._validation)),
+            self._settings.sampling,
+            state.step,
+        )
+        scores = self._roles.score(shards, wait=self._rollouts.wait)
         tagged = [rollout.prompt.adversarial for rollout in scores.rollouts]
         score = state.mix.combine(scores.safety, scores.helpfulness, tagged).score
         reward = float(np.mean(1 / (1 + np.exp(-score.astype(np.float64)))))
@@ -199,6 +212,7 @@ class PPO:
                 ]
             )
         )
+        # The first beta, so that measurements compare where it is steered.
         objective = reward - self._settings.kl.beta * kl
         state.early_stop.observe(state.step, objective)
         return {
@@ -217,7 +231,7 @@ class PPO:
             self._store.keep_also = {self._state.early_stop.state.best_step}
         with self._store.write(self._state.step) as directory:
             self._roles.save(directory)
-            self._state.write(directory / _STATE)
+            self._state.write(directory / _STATE, self._rollouts.save(directory))
 
     def _resume(self) -> None:
         latest = self._store.latest()
@@ -226,9 +240,9 @@ class PPO:
             return
         step, directory = latest
         self._roles.restore(directory)
-        self._state.restore(directory / _STATE)
         self._metrics.truncate(_STAGE, after_step=step)
         self._roles.sync(step)
+        self._rollouts.restore(directory, self._state.restore(directory / _STATE), step)
         announce(f"{_STAGE}: resumed after step {step}")
 
     def _take_best(self) -> tuple[int, int]:
@@ -250,6 +264,8 @@ class PPO:
                 safety=one.scored.safety,
                 helpfulness=one.scored.helpfulness,
                 decided_by=one.scored.decided_by,
+                safety_weight=one.scored.safety_weight,
+                helpfulness_weight=one.scored.helpfulness_weight,
                 verdict=None,
                 step=self._state.step,
                 policy_version=one.scored.rollout.policy_version,
@@ -267,10 +283,8 @@ class _Clock:
         self._start = self._last = time.perf_counter()
         self._laps: dict[str, float] = {}
 
-    def lap(self, name: str, wait_for: Sequence[Any] = ()) -> None:
-        """End a phase, once `wait_for` is there."""
-        if wait_for:
-            ray.wait(list(wait_for), num_returns=len(wait_for), fetch_local=False)
+    def lap(self, name: str) -> None:
+        """End a phase."""
         now = time.perf_counter()
         self._laps[name] = now - self._last
         self._last = now

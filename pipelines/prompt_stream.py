@@ -75,9 +75,13 @@ class PromptStream:
             self._consumed += [one.prompt.id for one in chosen]
         return taken
 
+    def by_id(self) -> dict[str, Prompt]:
+        """All prompts by their ids."""
+        return {one.prompt.id: one.prompt for one in self._prompts}
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"epoch": self._epoch, "consumed": self._consumed}
+        return {"epoch": self._epoch, "consumed": list(self._consumed)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on after the prompts that `state` names."""

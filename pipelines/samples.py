@@ -26,6 +26,8 @@ SAMPLES = pa.schema(
         pa.field("safety", pa.float32()),
         pa.field("helpfulness", pa.float32()),
         pa.field("decided_by", pa.string()),
+        pa.field("safety_weight", pa.float32()),
+        pa.field("helpfulness_weight", pa.float32()),
         pa.field("verdict", pa.string()),
         pa.field("risk_category", pa.string()),
         pa.field("attack_vector", pa.string()),
@@ -47,7 +49,9 @@ class Sample:
     response: str
     safety: float | None
     helpfulness: float | None
-    decided_by: str | None  # which reward model decides, by the reward mix
+    decided_by: str | None  # which reward model decides, by the reward mix, or "both"
+    safety_weight: float | None  # of the safety logit in the mix
+    helpfulness_weight: float | None  # of the helpfulness logit in the mix
     verdict: str | None  # as in pipelines.judgements
     step: int  # the stage's step after which the policy answered
     policy_version: int
@@ -91,6 +95,8 @@ def _row(sample: Sample) -> dict[str, Any]:
         "safety": sample.safety,
         "helpfulness": sample.helpfulness,
         "decided_by": sample.decided_by,
+        "safety_weight": sample.safety_weight,
+        "helpfulness_weight": sample.helpfulness_weight,
         "verdict": sample.verdict,
         "risk_category": prompt.risk_category,
         "attack_vector": prompt.attack_vector,
@@ -119,6 +125,8 @@ def _sample(row: dict[str, Any]) -> Sample:
         safety=row["safety"],
         helpfulness=row["helpfulness"],
         decided_by=row["decided_by"],
+        safety_weight=row["safety_weight"],
+        helpfulness_weight=row["helpfulness_weight"],
         verdict=row["verdict"],
         step=row["step"],
         policy_version=row["policy_version"],

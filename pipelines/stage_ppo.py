@@ -14,7 +14,7 @@ import ray
 from ray.actor import ActorHandle
 from transformers import PreTrainedTokenizerBase
 
-from actors.mixes import make_mix
+from actors.mixes import RewardMix, make_mix
 from actors.models import load_tokenizer, speak_alike
 from actors.reward_model import RewardModel
 from actors.roles import Deal, ModelPaths, Roles, deal
@@ -49,13 +49,7 @@ def run_ppo(context: RunContext) -> None:
     roles = Roles(settings, paths, max_model_len(recipe), int(tokenizer.eos_token_id), seed)
     started = time.perf_counter()
     try:
-        # The roles start from the SFT model: the place to measure it, both scores included.
-        result = run.stage_result("sft")
-        unmeasured = result is not None and result["evaluation"] is None
-        if unmeasured and paths.policy == context.sft_model():
-            _keep_evaluation(
-                context, measure(context, "sft", paths.policy, roles.sample, 0, 0, roles)
-            )
+        _measure_start(context, paths.policy, roles)
         stage = PPO(
             settings,
             roles,
@@ -71,9 +65,17 @@ def run_ppo(context: RunContext) -> None:
         shutil.rmtree(run.model_dir("ppo"), ignore_errors=True)
         with new_directory(run.model_dir("ppo")) as directory:
             roles.export(directory)
-        context.record_model("ppo", asdict(paths))
+        parents = {role: path for role, path in asdict(paths).items() if path is not None}
+        context.record_model("ppo", parents)
         evaluation = measure(
-            context, "ppo", paths.policy, roles.sample, trained.version, trained.steps, roles
+            context,
+            "ppo",
+            paths.policy,
+            roles.sample,
+            trained.version,
+            trained.steps,
+            roles,
+            stage.mix,
         )
     finally:
         roles.release()
@@ -92,6 +94,24 @@ def run_ppo(context: RunContext) -> None:
     )
 
 
+def _measure_start(context: RunContext, policy: str, roles: Roles) -> None:
+    """Measure what PPO starts from, where that was not done: both scores are at hand here.
+
+    The SFT model's evaluation is the SFT stage's; any other start has an entry of its own.
+    """
+    began = time.perf_counter()
+    is_sft = "sft" in context.recipe.stages and policy == context.sft_model()
+    name = "sft" if is_sft else "start"
+    result = context.run.stage_result(name)
+    if result is not None and result["evaluation"] is not None:
+        return
+    mix = make_mix(context.recipe.ppo.mix)
+    evaluation = measure(context, name, policy, roles.sample, 0, 0, roles, mix)
+    if result is None:
+        result = {"seconds": time.perf_counter() - began}
+    context.run.complete_stage(name, result | {"evaluation": evaluation.model_dump(mode="json")})
+
+
 def measure_sft(context: RunContext) -> None:
     """Measure the SFT model by itself, for recipes that end before PPO."""
     settings = context.recipe.ppo
@@ -105,6 +125,7 @@ def measure_sft(context: RunContext) -> None:
         "max_model_len": max_model_len(context.recipe),
         "eos_token_id": int(tokenizer.eos_token_id),
         "seed": stage_seed(context.recipe.seed, "ppo"),
+        "version": 0,
     }
     workers = placement.start(
         "rollout",
@@ -113,10 +134,13 @@ def measure_sft(context: RunContext) -> None:
         rollout_environment(settings.rollout),
     )
     try:
-        evaluation = measure(context, "sft", path, deal(workers), 0, 0, None)
+        mix = make_mix(settings.mix)
+        evaluation = measure(context, "sft", path, deal(workers), 0, 0, None, mix)
     finally:
         placement.release()
-    _keep_evaluation(context, evaluation)
+    result = context.run.stage_result("sft")
+    assert result is not None
+    context.run.complete_stage("sft", result | {"evaluation": evaluation.model_dump(mode="json")})
 
 
 def measure(
@@ -127,6 +151,7 @@ def measure(
     version: int,
     step: int,
     roles: Roles | None,
+    mix: RewardMix,
 ) -> StageEvaluation:
     """Measure a policy on the held-out prompts and keep its answers.
 
@@ -137,6 +162,7 @@ def measure(
         version: the weight version to sample from.
         step: the step after which this is measured.
         roles: with the reward models, or None where there are none.
+        mix: says which reward model would decide.
     """
     recipe = context.recipe
     announce(f"{stage}: measuring on held-out prompts")
@@ -157,7 +183,7 @@ def measure(
             name,
             judge,
             roles.reward_scores if roles else None,
-            make_mix(recipe.ppo.mix),
+            mix,
         )
     write_samples(context.run.samples_path(stage), samples)
     return evaluation
@@ -169,9 +195,12 @@ def model_paths(context: RunContext) -> ModelPaths:
     policy = settings.policy.path or context.sft_model()
     run = context.run
     helpfulness = settings.helpfulness.path or str(run.model_dir("reward_helpfulness"))
+    critic = None
+    if settings.has_critic:
+        critic = settings.critic.path or helpfulness
     return ModelPaths(
         policy=policy,
-        critic=settings.critic.path or helpfulness,
+        critic=critic,
         reference=settings.reference.path or policy,
         safety=settings.safety.path or str(run.model_dir("reward_safety")),
         helpfulness=helpfulness,
@@ -182,12 +211,6 @@ def max_model_len(recipe: Recipe) -> int:
     """Longest prompt plus answer that the recipe samples, in tokens."""
     both = (recipe.ppo.sampling, recipe.evaluation.sampling)
     return max(one.max_prompt_tokens + one.max_response_tokens for one in both)
-
-
-def _keep_evaluation(context: RunContext, evaluation: StageEvaluation) -> None:
-    result = context.run.stage_result("sft")
-    assert result is not None
-    context.run.complete_stage("sft", result | {"evaluation": evaluation.model_dump(mode="json")})
 
 
 def _encode(
@@ -225,6 +248,8 @@ def _require_same_tokens(tokenizer: PreTrainedTokenizerBase, paths: ModelPaths) 
         InputError: one of them has another tokenizer.
     """
     for role, path in (("reference", paths.reference), ("critic", paths.critic)):
+        if path is None:
+            continue
         if not speak_alike(tokenizer, load_tokenizer(path, f"ppo.{role}.path")):
             raise InputError(
                 f"ppo.{role}.path", path, f"a model with the policy's tokenizer ({paths.policy})"

@@ -38,8 +38,11 @@ def reward_evaluations(run: RunDirectory) -> dict[str, RewardModelEvaluation]:
 
 
 def finished_stages(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """The results of finished stages, in the recipe's order."""
-    results = {stage: run.stage_result(stage) for stage in run.recipe().stages}
+    """The results of finished stages, in the recipe's order.
+
+    Where PPO starts from a model that no stage made, its evaluation comes first, as "start".
+    """
+    results = {stage: run.stage_result(stage) for stage in ("start", *run.recipe().stages)}
     return {stage: result for stage, result in results.items() if result is not None}
 
 

@@ -28,7 +28,7 @@ class AdaptiveKLSettings(Settings):
     target: float = Field(default=6.0, gt=0)
     """KL of whole answers to the reference to aim for, in nats."""
     horizon: int = Field(default=10_000, ge=1)
-    """Rollouts over which beta may change by a fifth of its error; smaller is faster."""
+    """Rollouts over which beta changes by at most a fifth or so; smaller is faster."""
 
 
 class KLSettings(Settings):
