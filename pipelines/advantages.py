@@ -103,7 +103,7 @@ def grpo(rewards: np.ndarray, group_size: int) -> np.ndarray:
 def rloo(rewards: np.ndarray, group_size: int) -> np.ndarray:
     """How far each answer is above the mean of the others to its prompt (leave one out).
 
-    Ahmadian et al. 2024, "Back to Basics", section 3.2. Arguments and result as for `grpo`; a
+    Ahmadian et al. 2024, "Back to Basics". Arguments and result as for `grpo`; a
     group has at least two answers.
     """
     groups = rewards.astype(np.float64).reshape(-1, group_size)

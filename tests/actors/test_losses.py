@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.losses import entropy, policy_loss, token_logprobs, value_loss
+from actors.losses import (
+    entropy,
+    importance_weights,
+    kl_loss,
+    policy_loss,
+    token_logprobs,
+    value_loss,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +68,22 @@ def test_at_ratio_one_the_loss_is_the_negative_advantage() -> None:
     loss, clipped = policy_loss(logprobs, logprobs, advantages, 0.2)
     assert torch.equal(loss, -advantages)
     assert not clipped.any()
+
+
+def test_importance_weights_are_cut_and_carry_no_gradient() -> None:
+    learner = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
+    weights = importance_weights(learner, torch.tensor([-1.0, -0.5, -3.0]), cap=2.0)
+    # e^0, e^-.5, and e^2 cut at 2.
+    assert weights.tolist() == pytest.approx([1.0, 0.606531, 2.0], abs=1e-6)
+    assert not weights.requires_grad
+
+
+def test_grpos_kl_is_k3_and_pulls_towards_the_reference() -> None:
+    logprobs = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+    kl = kl_loss(logprobs, torch.tensor([-1.2, -1.5, -0.5]))
+    assert float(kl.sum().detach()) == pytest.approx(0.167452, abs=1e-6)
+    kl.sum().backward()
+    # d k3 / d logprob = 1 - exp(ref - logprob).
+    expected = [1 - math.exp(-0.2), 1 - math.exp(0.5), 0.0]
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx(expected, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The piecewise reward (Llama 2, section 3.4.3)."""
+"""Reward mixes: the paper's rule, a weighted sum, and the Lagrangian of Safe RLHF."""
 
 from math import log
 
@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.mixes import make_mix
-from cluster.config.mixes import PiecewiseMixSettings
+from actors.mixes import LagrangianMix, make_mix
+from cluster.config.mixes import (
+    LagrangianMixSettings,
+    PiecewiseMixSettings,
+    WeightedSumMixSettings,
+)
 from pipelines.advantages import whiten
 
 
@@ -66,3 +70,80 @@ def test_another_threshold() -> None:
         np.array([-0.1, 0.1], np.float32), np.zeros(2, np.float32), [False, False]
     )
     assert mixed.decided_by == ("safety", "helpfulness")
+
+
+def f32(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+def test_a_weighted_sum_of_logits_says_its_weights() -> None:
+    settings = WeightedSumMixSettings(safety_weight=0.75, helpfulness_weight=0.5)
+    mixed = make_mix(settings).combine(f32(2, -4), f32(1, 6), [True, False])
+    assert mixed.score.tolist() == [2.0, 0.0]
+    assert mixed.safety_weight.tolist() == [0.75, 0.75]
+    assert mixed.helpfulness_weight.tolist() == [0.5, 0.5]
+    assert mixed.decided_by == ("both", "both")
+
+
+def test_a_weight_of_zero_leaves_one_model_to_decide() -> None:
+    mix = make_mix(WeightedSumMixSettings(safety_weight=1.0, helpfulness_weight=0.0))
+    assert mix.combine(f32(2), f32(1), [False]).decided_by == ("safety",)
+
+
+def test_the_piecewise_rule_gives_all_weight_to_the_one_that_decides() -> None:
+    mixed = make_mix(PiecewiseMixSettings()).combine(f32(2, 2), f32(1, 1), [True, False])
+    assert mixed.safety_weight.tolist() == [1.0, 0.0]
+    assert mixed.helpfulness_weight.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("excess", "expected"), [(0.5, 1.051271), (-0.5, 0.951229)])
+def test_the_multiplier_moves_with_the_cost(excess: float, expected: float) -> None:
+    mix = LagrangianMix(LagrangianMixSettings(cost_limit=0.5))
+    mix.ascend(0.5 + excess)
+    assert mix.multiplier == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_multiplier_scales_its_own_ascent() -> None:
+    # Lambda 2: log 2 + .1 * 2 * .5 = log(2 * exp(.1)).
+    mix = LagrangianMix(LagrangianMixSettings(cost_limit=0.25, initial_multiplier=2.0))
+    mix.ascend(0.75)
+    assert mix.multiplier == pytest.approx(2 * 1.105171, abs=1e-6)
+
+
+def test_the_cost_is_the_mean_probability_of_being_unsafe() -> None:
+    mix = LagrangianMix(LagrangianMixSettings(cost_limit=0.3))
+    # 1 - sigmoid: .5 and .2, mean .35; lambda exp(.1 * .05).
+    mix.learn(f32(0.0, logit(0.8)))
+    assert mix.metrics()["reward/cost/mean"] == pytest.approx(0.35, abs=1e-6)
+    assert mix.metrics()["reward/lagrange_multiplier"] == pytest.approx(1.005013, abs=1e-6)
+
+
+def test_the_multiplier_weighs_safety_against_helpfulness_and_survives_a_restart() -> None:
+    settings = LagrangianMixSettings(initial_multiplier=3.0)
+    mix = make_mix(settings)
+    mixed = mix.combine(f32(2), f32(-2), [False])
+    # (R_h + 3 R_s) / 4.
+    assert mixed.score.tolist() == [1.0]
+    assert (mixed.safety_weight[0], mixed.helpfulness_weight[0]) == (0.75, 0.25)
+    mix.learn(f32(-1, -3))
+    again = make_mix(settings)
+    again.restore(mix.state())
+    assert again.state() == mix.state()
+    assert (
+        again.combine(f32(2), f32(-2), [False]).score == mix.combine(f32(2), f32(-2), [False]).score
+    )
+    assert again.combine(f32(2), f32(-2), [False]).score > 1.0
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=60))
+def test_the_multiplier_stays_in_its_range(logits: list[float]) -> None:
+    settings = LagrangianMixSettings(learning_rate=5.0, min_multiplier=0.5, max_multiplier=2.0)
+    mix = LagrangianMix(settings)
+    for value in logits:
+        mix.learn(f32(value))
+        assert 0.5 - 1e-9 <= mix.multiplier <= 2.0 + 1e-9
+
+
+def test_a_mix_without_memory_refuses_a_state() -> None:
+    with pytest.raises(ValueError, match="no state"):
+        make_mix(WeightedSumMixSettings()).restore({"log_multiplier": 0.0})

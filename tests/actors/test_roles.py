@@ -69,8 +69,9 @@ class Cast:
 
     def step(self) -> tuple[Scores, dict[str, float]]:
         scores = self.roles.score(self.sample(self.version, seed=self.version))
-        batch = make_experience(scores, make_mix(SETTINGS.mix), SETTINGS)
-        learned = self.roles.update(batch.experiences, self.version)
+        beta = SETTINGS.kl.beta
+        batch = make_experience(scores, make_mix(SETTINGS.mix), SETTINGS, beta, self.version)
+        learned = self.roles.update(batch.experiences, self.version, beta)
         self.version += 1
         self.roles.sync(self.version)
         return scores, batch.metrics | learned

@@ -1,4 +1,6 @@
-"""Whitening, KL, token rewards and GAE against numbers worked out by hand."""
+"""Whitening, KL, token rewards, GAE, GRPO and RLOO against numbers worked out by hand."""
+
+import random
 
 import numpy as np
 import pytest
@@ -6,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config.ppo import KLEstimator
-from pipelines.advantages import gae, kl_per_token, token_rewards, whiten, whiten_tokens
+from pipelines.advantages import (
+    gae,
+    grpo,
+    kl_per_token,
+    returns_to_go,
+    rloo,
+    token_rewards,
+    whiten,
+    whiten_tokens,
+)
 
 
 def f32(*values: float) -> np.ndarray:
@@ -67,3 +78,34 @@ def test_advantages_are_whitened_over_the_tokens_of_the_whole_batch() -> None:
     flat = np.concatenate(rows)
     # Mean 25/6, population variance 305/36.
     assert flat == pytest.approx((f32(1, 2, 3, 10, 4, 5) - 25 / 6) / np.sqrt(305) * 6, abs=1e-5)
+
+
+def test_grpo_counts_in_deviations_of_the_group() -> None:
+    # Group 1: mean 2, population deviation sqrt(2/3). Group 2 is constant.
+    found = grpo(np.array([1.0, 2.0, 3.0, 5.0, 5.0, 5.0]), 3)
+    assert found == pytest.approx([-1.224745, 0, 1.224745, 0, 0, 0], abs=1e-5)
+
+
+def test_rloo_leaves_each_answer_out_of_its_own_baseline() -> None:
+    found = rloo(np.array([1.0, 2.0, 6.0, 4.0, 4.0, 4.0]), 3)
+    assert found == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0, 0, 0])
+
+
+@given(
+    st.integers(1, 6),
+    st.integers(2, 5),
+    st.randoms(use_true_random=False),
+)
+def test_advantages_of_a_group_sum_to_zero_and_keep_its_order(
+    groups: int, size: int, draw: random.Random
+) -> None:
+    rewards = np.array([draw.uniform(-5, 5) for _ in range(groups * size)])
+    for estimate in (grpo, rloo):
+        found = estimate(rewards, size).reshape(groups, size)
+        assert found.sum(axis=1) == pytest.approx(np.zeros(groups), abs=1e-6)
+        order = rewards.reshape(groups, size).argsort(axis=1)
+        assert (np.diff(np.take_along_axis(found, order, axis=1)) >= 0).all()
+
+
+def test_returns_to_go() -> None:
+    assert returns_to_go(f32(1, 2, 4)).tolist() == [7, 6, 4]
