@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
+import ray
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
@@ -13,6 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput
 
+from actors.weight_transfer import BACKEND
 from cluster.config.ppo import SamplingSettings
 from cluster.config.roles import RolloutRole
 from cluster.errors import StaleEngineError, UnscoredError
@@ -42,6 +44,7 @@ class RolloutWorker:
     ) -> None:
         self._eos_token_id = eos_token_id
         self._updating = False
+        self._backend = settings.weight_sync.backend
         self._llm = LLM(
             model=model,
             skip_tokenizer_init=True,
@@ -158,7 +161,11 @@ class RolloutWorker:
 
     def update_weights(self, request: WeightTransferUpdateRequest) -> None:
         """Take one part of the new weights."""
-        self._llm.update_weights(request)
+        info = request.update_info
+        if self._backend == BACKEND:
+            # Fetched here: the processes of an engine that is split are no workers of Ray.
+            info = {"bucket": ray.get(info["bucket"][0])}
+        self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
 
     def finish_weight_update(self, weight_version: str) -> None:
         """Take up the new weights and their version."""

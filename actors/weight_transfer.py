@@ -6,7 +6,6 @@ vLLM finds it through the `vllm.general_plugins` entry point in every process th
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
 from vllm.distributed.weight_transfer import (
     WeightTransferEngineFactory,
@@ -33,13 +32,13 @@ class ObjectStoreInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
-    """One bucket: a Ray reference to a list of (name, tensor)."""
+    """One bucket, which the rollout worker has fetched: names and tensors."""
 
-    bucket: list[ray.ObjectRef]
+    bucket: list[tuple[str, torch.Tensor]]
 
 
 class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
-    """The sampler's side: reads buckets and loads them as a checkpoint's weights."""
+    """The sampler's side: loads buckets as a checkpoint's weights."""
 
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
@@ -57,9 +56,8 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpd
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load one bucket into the model."""
-        bucket: list[tuple[str, torch.Tensor]] = ray.get(update_info.bucket[0])
         load_weights: Any = self.model.load_weights
-        load_weights((name, tensor.to(self.device)) for name, tensor in bucket)
+        load_weights((name, tensor.to(self.device)) for name, tensor in update_info.bucket)
 
     def finish_weight_update(self) -> None:
         """Pack the layers again."""
