@@ -51,12 +51,12 @@ class RewardMix(Protocol):
         """
         ...
 
-    def learn(self, safety: Float32Array) -> None:
-        """Adjust to the safety logits, [N], of a batch that was just trained on."""
-        ...
+    def learn(self, safety: Float32Array) -> dict[str, float]:
+        """Adjust to the safety logits, [N], of a batch that was just trained on.
 
-    def metrics(self) -> dict[str, float]:
-        """What is worth logging of the mix itself."""
+        Returns:
+            What is worth logging of the mix, as it was when it combined that batch.
+        """
         ...
 
     def state(self) -> dict[str, float]:
@@ -71,10 +71,7 @@ class RewardMix(Protocol):
 class _Memoryless:
     """What mixes have in common that are the same at every step."""
 
-    def learn(self, safety: Float32Array) -> None:
-        """Nothing: the rule is fixed."""
-
-    def metrics(self) -> dict[str, float]:
+    def learn(self, safety: Float32Array) -> dict[str, float]:
         """Nothing: the rule is fixed."""
         return {}
 
@@ -136,7 +133,6 @@ class LagrangianMix:
     def __init__(self, settings: LagrangianMixSettings) -> None:
         self._settings = settings
         self._log_multiplier = log(settings.initial_multiplier)
-        self._mean_cost: float | None = None
 
     @property
     def multiplier(self) -> float:
@@ -150,11 +146,12 @@ class LagrangianMix:
         whole = 1 + self.multiplier
         return _weighted(safety, helpfulness, self.multiplier / whole, 1 / whole)
 
-    def learn(self, safety: Float32Array) -> None:
-        """One step of the ascent on log lambda."""
-        logits = safety.astype(np.float64)
-        self._mean_cost = float(np.mean(np.exp(-np.logaddexp(0, logits))))
-        self.ascend(self._mean_cost)
+    def learn(self, safety: Float32Array) -> dict[str, float]:
+        """One step of the ascent on log lambda; returns lambda before it, and the mean cost."""
+        before = self.multiplier
+        cost = float(np.mean(np.exp(-np.logaddexp(0, safety.astype(np.float64)))))
+        self.ascend(cost)
+        return {"reward/lagrange_multiplier": before, "reward/cost/mean": cost}
 
     def ascend(self, mean_cost: float) -> None:
         """Move log lambda by how far the mean cost is over its limit."""
@@ -163,13 +160,6 @@ class LagrangianMix:
         moved = self._log_multiplier + settings.learning_rate * self.multiplier * excess
         low, high = log(settings.min_multiplier), log(settings.max_multiplier)
         self._log_multiplier = min(max(moved, low), high)
-
-    def metrics(self) -> dict[str, float]:
-        """Lambda, and the mean cost of the last batch once there is one."""
-        numbers = {"reward/lagrange_multiplier": self.multiplier}
-        if self._mean_cost is not None:
-            numbers["reward/cost/mean"] = self._mean_cost
-        return numbers
 
     def state(self) -> dict[str, float]:
         """The logarithm of lambda."""

@@ -104,7 +104,6 @@ def make_experience(
         "rollout/staleness_mean": float(staleness.mean()),
         "rollout/staleness_max": float(staleness.max()),
         **_mix_metrics(mixed),
-        **mix.metrics(),
         **_mismatch(scores.policy_logprobs, rollouts, settings.importance_weight_cap),
     }
     if settings.has_critic:

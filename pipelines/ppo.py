@@ -166,10 +166,9 @@ class PPO:
         state.step += 1
         roles.sync(state.step)
         rollouts.version = state.step
-        state.mix.learn(scores.safety)
-        state.kl.observe(batch.sequence_kl, len(batch.experiences))
         clock.lap("timing/sync")
-        numbers = batch.metrics | learned
+        numbers = batch.metrics | learned | state.mix.learn(scores.safety)
+        state.kl.observe(batch.sequence_kl, len(batch.experiences))
         if state.early_stop and state.early_stop.due(state.step, self._settings.steps):
             numbers |= self._measure()
             clock.lap("timing/validation")

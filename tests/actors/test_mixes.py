@@ -113,9 +113,10 @@ def test_the_multiplier_scales_its_own_ascent() -> None:
 def test_the_cost_is_the_mean_probability_of_being_unsafe() -> None:
     mix = LagrangianMix(LagrangianMixSettings(cost_limit=0.3))
     # 1 - sigmoid: .5 and .2, mean .35; lambda exp(.1 * .05).
-    mix.learn(f32(0.0, logit(0.8)))
-    assert mix.metrics()["reward/cost/mean"] == pytest.approx(0.35, abs=1e-6)
-    assert mix.metrics()["reward/lagrange_multiplier"] == pytest.approx(1.005013, abs=1e-6)
+    numbers = mix.learn(f32(0.0, logit(0.8)))
+    assert numbers["reward/cost/mean"] == pytest.approx(0.35, abs=1e-6)
+    assert numbers["reward/lagrange_multiplier"] == 1.0
+    assert mix.multiplier == pytest.approx(1.005013, abs=1e-6)
 
 
 def test_the_multiplier_weighs_safety_against_helpfulness_and_survives_a_restart() -> None:

@@ -1,6 +1,8 @@
 """A PPO stage run to its end, stopped and resumed: the same seed gives the same bits."""
 
+import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,79 @@ def test_the_result_names_the_best_step_and_the_reference_that_never_changed(
 def test_the_resolved_recipe_is_in_the_run(runs: tuple[RunDirectory, RunDirectory]) -> None:
     written = yaml.safe_load(runs[0].recipe_path.read_text())
     assert written["ppo"]["gae_lambda"] == 0.95
+
+
+@pytest.fixture(scope="module")
+def other_way(
+    recipe: Recipe, ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> RunDirectory:
+    """GRPO with rollouts a step ahead, a steered mix and a steered beta; stopped and resumed."""
+    document = recipe.model_dump(mode="json")
+    document["ppo"] |= {
+        "steps": 6,
+        "advantage_estimator": "grpo",
+        "samples_per_prompt": 3,
+        "max_staleness": 1,
+        "mix": {"name": "lagrangian", "cost_limit": 0.2, "learning_rate": 0.5},
+        "checkpoint": {"every": 3, "keep": 1},
+        "early_stop": None,
+    }
+    document["ppo"]["kl"] |= {"adaptive": {"target": 0.01, "horizon": 100}}
+    other = parse_recipe(document)
+    root = tmp_path_factory.mktemp("other")
+    with pytest.raises(RunStopped, match="after step 3"):
+        train(other, root, stop_after=3)
+    train(other, root, stop_after=None, resume=True)
+    return RunDirectory(root)
+
+
+def test_no_rollout_was_older_than_the_bound(other_way: RunDirectory) -> None:
+    ages = set()
+    for step in range(1, 7):
+        samples = read_samples(other_way.ppo_samples_path(step))
+        assert len(samples) == 24
+        ages |= {step - 1 - sample.policy_version for sample in samples}
+        # Eight prompts, and the three answers to each stand together.
+        names = [sample.prompt.id for sample in samples]
+        assert names[::3] == names[1::3] == names[2::3]
+    assert ages == {0, 1}
+
+
+def test_grpo_has_no_critic(other_way: RunDirectory) -> None:
+    for row in repeatable(other_way):
+        assert not any(name.startswith("critic/vf") for name in row)
+        assert row["actor/kl_loss"] >= 0
+    lineage = other_way.manifest()["lineage"]["ppo"]["parents"]
+    assert sorted(lineage) == ["helpfulness", "policy", "reference", "safety"]
+
+
+def test_multiplier_and_beta_go_on_where_they_were(other_way: RunDirectory) -> None:
+    rows = repeatable(other_way)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[0]["reward/lagrange_multiplier"] == 1.0
+    for row, following in pairwise(rows):
+        multiplier = row["reward/lagrange_multiplier"]
+        excess = row["reward/cost/mean"] - 0.2
+        expected = multiplier * math.exp(0.5 * multiplier * excess)
+        assert following["reward/lagrange_multiplier"] == pytest.approx(expected)
+        # 24 of 100 rollouts, the error counting as a fifth at most.
+        assert 1 - 0.0481 <= following["actor/kl_coef"] / row["actor/kl_coef"] <= 1 + 0.0481
+        assert following["actor/kl_coef"] != row["actor/kl_coef"]
+
+
+def test_each_sample_says_the_weights_of_both_models(other_way: RunDirectory) -> None:
+    for row in repeatable(other_way):
+        multiplier = row["reward/lagrange_multiplier"]
+        for sample in read_samples(other_way.ppo_samples_path(int(row["step"]))):
+            assert sample.decided_by == "both"
+            assert sample.safety_weight == pytest.approx(multiplier / (1 + multiplier))
+            assert sample.helpfulness_weight == pytest.approx(1 / (1 + multiplier))
+
+
+def test_the_start_was_measured_too(other_way: RunDirectory) -> None:
+    start = other_way.stage_result("start")
+    assert start is not None
+    assert start["evaluation"]["judge"] == "oracle"
+    before, after = (read_samples(other_way.samples_path(name)) for name in ("start", "ppo"))
+    assert [one.prompt.id for one in before] == [one.prompt.id for one in after]
+    assert all(sample.safety is not None for sample in (*before, *after))
