@@ -5,7 +5,8 @@ A stage's result, as `RunDirectory.complete_stage` takes it, has these keys besi
     seconds      float, what the stage took
     evaluation   StageEvaluation, RewardModelEvaluation or None, as `model_dump(mode="json")`
 
-A reward model's result may also have `safety_calibration`, a SafetyCalibration.
+A reward model's result may also have `safety_calibration`, a SafetyCalibration. That of PPO has
+those of `pipelines.ppo.PPOResult`.
 """
 
 from collections.abc import Mapping

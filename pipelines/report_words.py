@@ -1,0 +1,137 @@
+"""The report's words and numbers, as people read them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from cluster.config.mixes import LagrangianMixSettings, MixSettings, PiecewiseMixSettings
+from cluster.config.ppo import PPOSettings
+from pipelines.judgements import Rate, StageEvaluation
+
+_NAMES = {
+    "start": "measuring before PPO",
+    "sft": "SFT",
+    "reward_safety": "safety reward model",
+    "reward_helpfulness": "helpfulness reward model",
+    "ppo": "PPO",
+    "illicit_and_criminal_activities": "illicit and criminal",
+    "hateful_and_harmful_activities": "hateful and harmful",
+    "unqualified_advice": "unqualified advice",
+    "non_english": "non-English",
+}
+# A dash after which a line may not end.
+_TO = "\u2013\u2060"
+
+
+def label(name: str) -> str:
+    """The plain name of a stage, category, vector or verdict."""
+    return _NAMES.get(name, name.replace("_", " "))
+
+
+def after(stage: str) -> str:
+    """When a policy was measured: after the stage that made it."""
+    return "before PPO" if stage == "start" else f"after {label(stage)}"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital to begin with; the rest as it is, SFT and PPO too."""
+    return text[:1].upper() + text[1:]
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return "\u2013" if share is None else f"{100 * share:.1f}\u00a0%"
+
+
+def interval(found: Rate) -> str:
+    """A rate's interval, in per cent."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"{100 * found.low:.1f}{_TO}{100 * found.high:.1f}"
+
+
+def seconds(duration: float) -> str:
+    """A duration for people: below a minute in seconds, then in minutes, then in hours."""
+    if duration < 60:
+        return f"{duration:.3g}\u00a0s"
+    minutes, rest = divmod(round(duration), 60)
+    if minutes < 60:
+        return f"{minutes}\u00a0min {rest}\u00a0s"
+    return f"{minutes // 60}\u00a0h {minutes % 60}\u00a0min"
+
+
+def moment(stamp: str) -> str:
+    """An ISO time as date and time of day."""
+    return f"{datetime.fromisoformat(stamp):%Y-%m-%d %H:%M %Z}"
+
+
+def number(value: float) -> str:
+    """A measured number with at least three digits that count, and a real minus sign."""
+    text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "\u2212")
+
+
+def logit(score: float, digits: int = 2) -> str:
+    """A score with this many decimals and a real minus sign."""
+    return f"{score:.{digits}f}".replace("-", "\u2212")
+
+
+def headline(evaluations: Mapping[str, StageEvaluation]) -> str:
+    """The result in one sentence: the first evaluated stage against the last."""
+    if not evaluations:
+        return "Nothing was evaluated in this run."
+    ends = list(evaluations.values())
+    before, after = ends[0], ends[-1]
+    told = []
+    for name, old, new in (
+        ("Violations", before.violations, after.violations),
+        ("helpful", before.helpful, after.helpful),
+    ):
+        both = [_with_interval(found) for found in ((old, new) if len(ends) > 1 else (new,))]
+        same = set(both) == {"not judged"}
+        told.append(f"{name} " + ("not judged" if same else " → ".join(both)))
+    return ", ".join(told) + "."
+
+
+def kind_of_run(ppo: PPOSettings) -> dict[str, str]:
+    """What sort of PPO this was, by the settings that change what its curves mean."""
+    kl = ppo.kl
+    steered = "fixed"
+    if kl.adaptive is not None:
+        steered = f"at first, steered towards {kl.adaptive.target:g} nats an answer"
+    where = "in the loss" if ppo.kl_in_loss else f"in the token rewards, estimator {kl.estimator}"
+    critic = "with a critic"
+    if not ppo.has_critic:
+        critic = f"no critic, {ppo.group_size} answers to a prompt compared"
+    rollouts = "synchronous"
+    if ppo.max_staleness:
+        rollouts = f"asynchronous, at most {_versions(ppo.max_staleness)} old"
+    return {
+        "reward mix": f"{ppo.mix.name} ({_rule(ppo.mix)})",
+        "advantage estimator": f"{ppo.advantage_estimator} ({critic})",
+        "rollouts": f"{rollouts} (max_staleness {ppo.max_staleness})",
+        "KL weight": f"{kl.beta:g} {steered}, {where}",
+        "batch": f"{ppo.batch_size} answers a step, {ppo.minibatch_size} an update",
+    }
+
+
+def _rule(mix: MixSettings) -> str:
+    if isinstance(mix, PiecewiseMixSettings):
+        return (
+            "the safety model decides on tagged prompts and below a probability of "
+            f"{mix.threshold:g}, else the helpfulness model"
+        )
+    if isinstance(mix, LagrangianMixSettings):
+        return f"helpfulness, with the mean cost held at {mix.cost_limit:g} or less"
+    return f"safety {mix.safety_weight:g}, helpfulness {mix.helpfulness_weight:g}"
+
+
+def _versions(count: int) -> str:
+    return f"{count} weight version{'s' if count > 1 else ''}"
+
+
+def _with_interval(found: Rate | None) -> str:
+    if found is None:
+        return "not judged"
+    if found.rate is None:
+        return "no prompts"
+    return f"{percent(found.rate)} ({interval(found)})"
