@@ -4,15 +4,20 @@ Text that a person wrote never turns into control tokens: a user's "<eos>" is en
 characters that it consists of.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from actors.model_kinds import first_line
 from cluster.errors import InputError
 from cluster.types import Message
 
+# Up to where an answer begins, with the whole answer, and up to where the answer was cut.
+_Part = Literal["prompt", "answered", "cut"]
+_ANSWERED: tuple[_Part, ...] = ("answered", "cut")
 _FIRST_STAND_IN = 0xE000  # Unicode's private use area: no template gives it a meaning
 
 
@@ -40,8 +45,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
         InputError: the tokenizer has no chat template, or the template refuses the messages.
     """
     messages, stand_ins = _guarded(tokenizer, messages)
-    rendered = _render(tokenizer, messages, add_generation_prompt=True)
-    return [token.id for token in _encode(tokenizer, rendered, stand_ins)]
+    rendered = _render(tokenizer, messages, "prompt")
+    return _encode(tokenizer, rendered, stand_ins)
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
@@ -64,6 +69,46 @@ def encode_conversation(
     )
 
 
+def encode_answered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, ended: bool
+) -> list[int]:
+    """Encode a prompt and the answer to it as one text, through the chat template alone.
+
+    For models that judge text. Where no special token's text is in a content, these are the ids
+    of transformers' `apply_chat_template`, with `continue_final_message` for an answer that was
+    cut before its end: it must not look as if it had ended.
+
+    Raises:
+        InputError: as `encode_prompt`; or the template does not leave a cut answer as it is.
+    """
+    whole, stand_ins = _guarded(tokenizer, [*messages, Message("assistant", response)])
+    rendered = _render(tokenizer, whole, "answered" if ended else "cut")
+    return _encode(tokenizer, rendered, stand_ins)
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase, field: str, value: str) -> None:
+    """Refuse a chat template that does not write what was asked and answered.
+
+    Args:
+        field: the setting that the template comes from.
+        value: what the setting says.
+
+    Raises:
+        InputError: names `field`; it is no Jinja, or writes something else.
+    """
+    asked, answered = "eins zwei", "drei vier"
+    messages = [Message("user", asked), Message("assistant", answered)]
+    expected = "a chat template that writes a question and its answer"
+    for part in _ANSWERED:
+        try:
+            text = _render(tokenizer, messages, part)
+        except InputError as error:
+            reason = first_line(error.__cause__) if error.__cause__ else error.expected
+            raise InputError(field, value, f"{expected} ({reason})") from None
+        if asked not in text or answered not in text:
+            raise InputError(field, value, expected)
+
+
 def assistant_mask(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str
 ) -> list[bool]:
@@ -78,14 +123,14 @@ def assistant_mask(
             later ones follow, so that they cannot be found again.
     """
     messages, stand_ins = _guarded(tokenizer, messages)
-    rendered = _render(tokenizer, messages, add_generation_prompt=True)
-    tokens = _encode(tokenizer, rendered, stand_ins)
+    rendered = _render(tokenizer, messages, "prompt")
+    tokens = _located(tokenizer, rendered, stand_ins)
     mask = [False] * len(tokens)
     for turn, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        before = _render(tokenizer, messages[:turn], add_generation_prompt=True)
-        after = _render(tokenizer, messages[: turn + 1], add_generation_prompt=False)
+        before = _render(tokenizer, messages[:turn], "prompt")
+        after = _render(tokenizer, messages[: turn + 1], "answered")
         if not (rendered.startswith(after) and after.startswith(before)):
             raise InputError(
                 "loss_on",
@@ -116,7 +161,10 @@ def _guarded(
         The messages, and the text that each stand-in character stands for.
     """
     written = "".join(message.content for message in messages)
-    if not any(special in written for special in tokenizer.all_special_tokens):
+    # Some control tokens have no name, and are known by their flag alone.
+    flagged = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    specials = {text for text in (*tokenizer.all_special_tokens, *flagged) if text in written}
+    if not specials:
         return list(messages), {}
     avoided = set(written) | set(str(tokenizer.chat_template))
     free = (
@@ -127,20 +175,21 @@ def _guarded(
     stand_ins: dict[str, str] = {}
     guarded = list(messages)
     # The longest first: one special token's text may be a part of another's.
-    for special in sorted(set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text)):
-        if special in written:
-            stand_in = next(free)
-            stand_ins[stand_in] = special
-            guarded = [
-                Message(message.role, message.content.replace(special, stand_in))
-                for message in guarded
-            ]
+    for special in sorted(specials, key=lambda text: (-len(text), text)):
+        stand_in = next(free)
+        stand_ins[stand_in] = special
+        guarded = [
+            Message(message.role, message.content.replace(special, stand_in)) for message in guarded
+        ]
     return guarded, stand_ins
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    part: _Part,
 ) -> str:
+    """The text of a conversation."""
     if tokenizer.chat_template is None:
         raise InputError(
             "model.path", tokenizer.name_or_path, "a model whose tokenizer has a chat template"
@@ -148,39 +197,66 @@ def _render(
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         rendered = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            turns,
+            tokenize=False,
+            add_generation_prompt=part == "prompt",
+            continue_final_message=part == "cut",
         )
     except TemplateError as error:
         roles = [message.role for message in messages]
-        raise InputError(
-            "messages", roles, f"roles in an order that the chat template accepts ({error})"
-        ) from error
+        expected = f"roles in an order that the chat template accepts ({first_line(error)})"
+        raise InputError("messages", roles, expected) from error
+    except (TypeError, ValueError) as error:
+        # The words of transformers' ValueError hold the whole conversation.
+        reason = type(error).__name__
+        expected = f"one that can write a conversation and leaves its answer alone; {reason}"
+        raise InputError("chat template", tokenizer.name_or_path, expected) from None
     assert isinstance(rendered, str)
     return rendered
 
 
 def _encode(
     tokenizer: PreTrainedTokenizerBase, rendered: str, stand_ins: dict[str, str]
+) -> list[int]:
+    ids: list[int] = []
+    for _, text, is_verbatim in _pieces(rendered, stand_ins):
+        if is_verbatim:
+            ids += _encode_verbatim(tokenizer, text)
+        else:
+            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _located(
+    tokenizer: PreTrainedTokenizerBase, rendered: str, stand_ins: dict[str, str]
 ) -> list[_Token]:
+    """As `_encode`, with the place of each id in the rendered text."""
     tokens: list[_Token] = []
-    piece_start = 0
+    for start, text, is_verbatim in _pieces(rendered, stand_ins):
+        if is_verbatim:
+            tokens += [_Token(id, start, start + 1) for id in _encode_verbatim(tokenizer, text)]
+            continue
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        tokens += [
+            _Token(id, start + first, start + last)
+            for id, (first, last) in zip(
+                encoded["input_ids"], encoded["offset_mapping"], strict=True
+            )
+        ]
+    return tokens
+
+
+def _pieces(rendered: str, stand_ins: dict[str, str]) -> Iterator[tuple[int, str, bool]]:
+    """Where each piece starts, its text, and whether it is text that looks like a special token."""
+    start = 0
     for position, character in enumerate(rendered):
         if character in stand_ins:
-            tokens += _encode_template(tokenizer, rendered[piece_start:position], piece_start)
-            special = _encode_verbatim(tokenizer, stand_ins[character])
-            tokens += [_Token(id, position, position + 1) for id in special]
-            piece_start = position + 1
-    return tokens + _encode_template(tokenizer, rendered[piece_start:], piece_start)
-
-
-def _encode_template(tokenizer: PreTrainedTokenizerBase, text: str, offset: int) -> list[_Token]:
-    if not text:
-        return []
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return [
-        _Token(id, offset + start, offset + end)
-        for id, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
+            if start < position:
+                yield start, rendered[start:position], False
+            yield position, stand_ins[character], True
+            start = position + 1
+    if start < len(rendered):
+        yield start, rendered[start:], False
 
 
 def _encode_verbatim(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -3,6 +3,7 @@
 Position t predicts token t + 1: a response that starts at s is read off positions s - 1 to L - 2.
 """
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -47,12 +48,18 @@ def response_logprobs(
     rows, positions = _predictors(rollouts, device)
     # Logits of prompt tokens are of no use; they would be most of the memory.
     first = min(rollout.response_start for rollout in rollouts) - 1
-    kept = ids.shape[1] - first
-    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept, use_cache=False).logits[
-        rows, positions - first
-    ]
+    options = {"logits_to_keep": ids.shape[1] - first} if _can_leave_out_logits(model) else {}
+    output = model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+    # Where the architecture leaves none out, the first ones are skipped here.
+    skipped = ids.shape[1] - output.logits.shape[1]
+    logits = output.logits[rows, positions - skipped]
     logprobs = token_logprobs(logits, ids[rows, positions + 1], temperature)
     return logprobs, entropy(logits.detach(), temperature) if with_entropy else None
+
+
+def _can_leave_out_logits(model: PreTrainedModel) -> bool:
+    """Nearly every causal model can; some would take the option, among others, and ignore it."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def response_values(model: PreTrainedModel, rollouts: Sequence[Rollout]) -> Tensor:

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from actors.forward import response_logprobs, response_values, split_rows
+from actors.lora import adapter_weights, add_adapters, save_adapter
 from actors.losses import importance_weights, kl_loss, policy_loss, value_loss
 from actors.microbatches import microbatches_of_rank
 from actors.models import load_causal_lm, load_scalar_model, load_tokenizer, save_model
-from actors.zero import full_weights, gradient_norm, join_process_group, make_engine
+from actors.zero import (
+    copies,
+    full_weights,
+    gradient_norm,
+    join_process_group,
+    make_engine,
+    recompute_activations,
+)
 from cluster.config.ppo import PPOSettings
 from cluster.types import Experience, Float32Array, Rollout
 
@@ -49,6 +57,7 @@ class Learner:
         self._path = path
         self._settings = settings
         self._own = settings.policy if role == "policy" else settings.critic
+        self._lora = settings.policy.lora if role == "policy" else None
         self._rank = rank
         self._seed = seed
         self._world = self._own.deepspeed.ranks
@@ -62,7 +71,11 @@ class Learner:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def join(self, address: str, port: int) -> None:
-        """Meet the other ranks and load the model."""
+        """Meet the other ranks and load the model.
+
+        Raises:
+            InputError: the model cannot be loaded, or cannot be trained as the recipe asks.
+        """
         join_process_group(self._rank, self._world, address, port)
         field = f"ppo.{self._role}.path"
         if self._role == "policy":
@@ -70,6 +83,10 @@ class Learner:
         else:
             model = load_scalar_model(self._path, self._own.precision, seed=self._seed, field=field)
         self._tokenizer = load_tokenizer(self._path, field)
+        if self._lora is not None:
+            self._adapters = add_adapters(model, self._lora, self._seed, "ppo.policy.lora")
+        if self._own.gradient_checkpointing:
+            recompute_activations(model, f"ppo.{self._role}.gradient_checkpointing")
         self._model = model
         self._engine = make_engine(
             _Scorer(model, self._settings.sampling.temperature, self._role),
@@ -154,29 +171,42 @@ class Learner:
         from actors.weight_sync import open_sync
 
         if not hasattr(self, "_sync"):
-            self._sync = open_sync(
-                self._settings.rollout.weight_sync,
-                samplers,
-                self._model,
-                self._rank,
-            )
+            self._sync = open_sync(self._settings.rollout, samplers, self._model, self._rank)
         client, trainer = self._sync
         client.version = version
         trainer.send_weights()
 
     def export(self, directory: Path) -> None:
-        """Write the model and its tokenizer as a transformers directory."""
-        weights = full_weights(self._model, keep=self._rank == 0)
-        if self._rank == 0:
+        """Write the model, or its adapter where the recipe says so, and the tokenizer.
+
+        A model is a transformers directory and an adapter is a PEFT directory.
+        """
+        keep = self._rank == 0
+        if self._lora is not None and self._lora.save_as == "adapter":
+            weights = copies(adapter_weights(self._model), keep)
+            if keep:
+                save_adapter(
+                    self._model, self._adapters, self._path, self._tokenizer, directory, weights
+                )
+            return
+        weights = full_weights(self._model, keep)
+        if keep:
             save_model(self._model, self._tokenizer, directory, weights)
 
     def save(self, directory: Path) -> None:
-        """Write everything that DeepSpeed needs to go on: weights, optimizer, counters."""
-        self._engine.save_checkpoint(str(directory), tag=self._role, save_latest=False)
+        """Write everything that DeepSpeed needs to go on: weights, optimizer, counters.
+
+        Weights that are not trained stay out: `join` loads them from where the model started.
+        """
+        self._engine.save_checkpoint(
+            str(directory), tag=self._role, save_latest=False, exclude_frozen_parameters=True
+        )
 
     def restore(self, directory: Path) -> None:
         """Take up what `save` wrote."""
-        loaded, _ = self._engine.load_checkpoint(str(directory), tag=self._role)
+        loaded, _ = self._engine.load_checkpoint(
+            str(directory), tag=self._role, load_module_strict=self._lora is None
+        )
         if loaded is None:
             raise FileNotFoundError(f"no {self._role} state in checkpoint {directory}")
 

@@ -1,5 +1,6 @@
 """Cutting a batch of uneven sequences into padded microbatches under a token budget."""
 
+import heapq
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -35,6 +36,26 @@ def plan_microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]
     return plan
 
 
+def share_rows(tokens: Sequence[int], ranks: int) -> list[list[int]]:
+    """Deal rows to ranks, the longest first, each to the rank that has the fewest tokens.
+
+    The totals differ by no more than the longest row (Graham 1969).
+
+    Args:
+        tokens: tokens per row.
+
+    Returns:
+        Row indices per rank, the longest first; every row is in exactly one.
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    totals = [(0, rank) for rank in range(ranks)]  # a heap: the smallest total is the first
+    for index in sorted(range(len(tokens)), key=lambda index: (-tokens[index], index)):
+        total, rank = totals[0]
+        shares[rank].append(index)
+        heapq.heapreplace(totals, (total + tokens[index], rank))
+    return shares
+
+
 def microbatches_of_rank(
     padded: Sequence[int], max_tokens: int, rank: int, ranks: int
 ) -> list[tuple[list[int], float]]:
@@ -47,11 +68,10 @@ def microbatches_of_rank(
         Row indices and the weight of each microbatch. Every rank gets equally many, because the
         ranks' collectives must pair up; what is missing is filled with rows of weight 0.
     """
-    by_length = sorted(range(len(padded)), key=lambda index: (-padded[index], index))
-    shares = [by_length[other::ranks] for other in range(ranks)]
+    shares = share_rows(padded, ranks)
     plans = [plan_microbatches([padded[index] for index in share], max_tokens) for share in shares]
     mine = [([shares[rank][index] for index in rows], 1.0) for rows in plans[rank]]
-    filler = ([by_length[-1]], 0.0)
+    filler = ([min(range(len(padded)), key=padded.__getitem__)], 0.0)
     return mine + [filler] * (max(map(len, plans)) - len(mine))
 
 

@@ -1,15 +1,13 @@
 """Loading, running and saving transformers models. Dropout is off in all of them."""
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
-from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -19,16 +17,24 @@ from transformers import (
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
+from actors.model_kinds import (
+    CAUSAL_LM,
+    CLASSIFIER,
+    SCALAR,
+    UNLOADABLE,
+    first_line,
+    is_classifier,
+    load_config,
+    require_causal_lm,
+    require_classifier,
+    require_directory_or_id,
+)
 from cluster.config.roles import Precision
 from cluster.errors import InputError
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-_CAUSAL_LM = "a transformers directory or hub id of a causal language model"
-_SCALAR = "a transformers directory or hub id of a causal language model or a one-output classifier"
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 _HEAD_STD = 0.02  # the standard deviation of a new regression head
-_UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def load_tokenizer(path: str, field: str = "model.path") -> PreTrainedTokenizerBase:
@@ -37,17 +43,26 @@ def load_tokenizer(path: str, field: str = "model.path") -> PreTrainedTokenizerB
     Raises:
         InputError: names `field`; there is no tokenizer, or it has no chat template or end token.
     """
-    _require_directory_or_id(path, field, _CAUSAL_LM)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except _UNLOADABLE as error:
-        expected = f"a model directory with a readable tokenizer ({_first_line(error)})"
-        raise InputError(field, path, expected) from error
+    tokenizer = read_tokenizer(path, field)
     if tokenizer.chat_template is None:
         raise InputError(field, path, "a model whose tokenizer has a chat template")
     if tokenizer.eos_token_id is None:
         raise InputError(field, path, "a model whose tokenizer has an end token")
     return tokenizer
+
+
+def read_tokenizer(path: str, field: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer of any kind.
+
+    Raises:
+        InputError: names `field`; there is no tokenizer.
+    """
+    require_directory_or_id(path, field, CAUSAL_LM)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except UNLOADABLE as error:
+        expected = f"a model directory with a readable tokenizer ({first_line(error)})"
+        raise InputError(field, path, expected) from error
 
 
 def speak_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -65,39 +80,33 @@ def load_causal_lm(path: str, precision: Precision, field: str = "model.path") -
     Raises:
         InputError: names `field`; `path` is not a whole causal language model.
     """
-    config = _load_config(path, field, _CAUSAL_LM)
-    model, missing = _load(AutoModelForCausalLM, path, config, precision, field, _CAUSAL_LM)
+    config = load_config(path, field, CAUSAL_LM)
+    require_causal_lm(config, path, field)
+    model, missing = _load(AutoModelForCausalLM, path, config, precision, field, CAUSAL_LM)
     if missing:
-        raise InputError(field, path, f"{_CAUSAL_LM}; it lacks the weights {missing[0]}")
+        raise InputError(field, path, f"{CAUSAL_LM}; it lacks the weights {missing[0]}")
     return model
 
 
-def check_model(path: str, kind: Literal["causal_lm", "scalar"], field: str) -> None:
-    """Find out whether a model can be loaded, without loading its weights.
+def load_reward_model(path: str, precision: Precision, field: str) -> PreTrainedModel:
+    """Load a sequence classifier with one output, decoder or not, as it is.
 
     Raises:
-        InputError: names `field`; `path` is no model of the kind, or a directory without weights.
+        InputError: names `field`; `path` is not a whole classifier, or has more than one output.
     """
-    expected, loader = (
-        (_CAUSAL_LM, AutoModelForCausalLM)
-        if kind == "causal_lm"
-        else (_SCALAR, AutoModelForSequenceClassification)
-    )
-    config = _load_config(path, field, expected)
-    if type(config) not in loader._model_mapping:
-        raise InputError(field, path, f"{expected}; {config.model_type} is none")
-    if kind == "scalar":
-        _require_one_output(config, path, field)
-    directory = Path(path)
-    if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
-        raise InputError(field, path, f"{expected}; it has no weights")
-    load_tokenizer(path, field)
+    config = load_config(path, field, CLASSIFIER)
+    require_classifier(config, path, field)
+    loader = AutoModelForSequenceClassification
+    model, missing = _load(loader, path, config, precision, field, CLASSIFIER)
+    if missing:
+        raise InputError(field, path, f"{CLASSIFIER}; it lacks the weights {missing[0]}")
+    return model
 
 
 def load_scalar_model(
     path: str, precision: Precision, seed: int, field: str = "model.path"
 ) -> PreTrainedModel:
-    """Load a model with one output per token: a reward model or a critic.
+    """Load a decoder with one output per token: a critic, or a reward model to be trained.
 
     A causal language model gets a regression head in place of its language-model head
     (Llama 2, section 3.2.2), drawn from `seed`; a one-output classifier is loaded as it is.
@@ -105,22 +114,73 @@ def load_scalar_model(
     Raises:
         InputError: names `field`; `path` is neither, or has more than one output.
     """
-    config = _load_config(path, field, _SCALAR)
-    is_classifier = _require_one_output(config, path, field)
-    config.num_labels = 1
-    config.problem_type = "regression"
+    config = load_config(path, field, SCALAR)
+    is_new = not is_classifier(config)
+    if is_new:
+        require_causal_lm(config, path, field)
+        config.num_labels = 1
+        config.problem_type = "regression"
+    else:
+        require_classifier(config, path, field)
     loader = AutoModelForSequenceClassification
-    model, missing = _load(loader, path, config, precision, field, _SCALAR)
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear):
-        raise InputError(
-            field, path, f"a decoder with a linear score head; {config.model_type} has none"
-        )
-    expected_missing = set() if is_classifier else {"score.weight"}
-    if extra := sorted(set(missing) - expected_missing):
-        raise InputError(field, path, f"{_SCALAR}; it lacks the weights {extra[0]}")
-    if not is_classifier:
+    model, missing = _load(loader, path, config, precision, field, SCALAR)
+    name = token_head(model)
+    if name is None:
+        raise InputError(field, path, f"{SCALAR}; {config.model_type} has no head for every token")
+    head = model.get_submodule(name)
+    assert isinstance(head, nn.Linear)
+    new = {f"{name}.{part}" for part, _ in head.named_parameters()} if is_new else set()
+    if extra := sorted(set(missing) - new):
+        raise InputError(field, path, f"{SCALAR}; it lacks the weights {extra[0]}")
+    if is_new:
         _draw_head(head, seed)
+    return model
+
+
+def token_head(model: PreTrainedModel) -> str | None:
+    """The name of the linear head on a decoder's last hidden states; None for other models.
+
+    transformers' decoders have this head and nothing else beside the base model, whatever its
+    name. Encoders pool before it, in the base model or in a layer of their own.
+    """
+    base = model.base_model
+    own = [
+        name
+        for name, child in model.named_children()
+        if child is not base and not isinstance(child, nn.Dropout)
+    ]
+    if type(model.config) not in AutoModelForCausalLM._model_mapping:
+        return None
+    if len(own) != 1 or getattr(base, "pooler", None) is not None:
+        return None
+    return own[0] if isinstance(model.get_submodule(own[0]), nn.Linear) else None
+
+
+def reads_tokens_of(path: str, tokenizer: PreTrainedTokenizerBase, field: str) -> bool:
+    """Whether a scalar model can be the critic of a policy with this tokenizer.
+
+    It must be a decoder, which has a value for every token, and speak the policy's tokens. Its
+    weights are not loaded.
+
+    Raises:
+        InputError: names `field`; there is no model at `path`.
+    """
+    config = load_config(path, field, SCALAR)
+    return is_decoder(config) and speak_alike(read_tokenizer(path, field), tokenizer)
+
+
+def is_decoder(config: PretrainedConfig) -> bool:
+    """Whether a model of this configuration has, or can be given, a head for every token."""
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        return False
+    return token_head(classifier_without_weights(config)) is not None
+
+
+def classifier_without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    """A sequence classifier's layers, which take no memory."""
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    assert isinstance(model, PreTrainedModel)
     return model
 
 
@@ -135,24 +195,53 @@ def token_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     Returns:
         float32 [B, L]; entries under padding mean nothing.
     """
-    return (
-        model.get_submodule("score")(_hidden(model, input_ids, attention_mask)).squeeze(-1).float()
-    )
+    return _head(model)(_hidden(model, input_ids, attention_mask)).squeeze(-1).float()
 
 
 def sequence_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The scalar head at each row's last attended token.
+    """One score per row, by a model of `load_scalar_model` or `load_reward_model`.
 
-    The row's end is taken from the mask and never from the pad id, which may equal the end
-    token's id. Arguments as for `token_values`; every row has a token.
+    A decoder's is its head's output at the row's last attended token: taken from the mask and
+    never from the pad id, which may equal the end token's id. Other classifiers pool in their own
+    way. Arguments as for `token_values`; every row has a token.
 
     Returns:
         float32 [B], logits.
     """
+    if token_head(model) is None:
+        # FNet, for one, knows no mask; rows that it reads must not be padded.
+        known = "attention_mask" in inspect.signature(model.forward).parameters
+        masked = {"attention_mask": attention_mask} if known else {}
+        logits: Tensor = model(input_ids, **masked).logits
+        return logits.squeeze(-1).float()
     hidden = _hidden(model, input_ids, attention_mask)
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     last = attention_mask.sum(dim=1) - 1
-    return model.get_submodule("score")(hidden[rows, last]).squeeze(-1).float()
+    return _head(model)(hidden[rows, last]).squeeze(-1).float()
+
+
+@torch.no_grad()
+def ignores_padding(model: PreTrainedModel) -> bool:
+    """Whether a row's score stays as it is when padding is put behind the row.
+
+    Decoders with a head for every token ignore it by construction. Others are tried: what is
+    under the mask must not change a bit, nor its length more than rounding does.
+    """
+    if token_head(model) is not None:
+        return True
+    if model.config.is_encoder_decoder:
+        return False  # pools at end tokens, of which all rows of a batch must have equally many
+    vocabulary = model.config.get_text_config().vocab_size
+    row = torch.arange(vocabulary - 1, vocabulary - 9, -1, device=model.device)
+    mask = torch.ones(1, 16, dtype=torch.int64, device=model.device)
+    mask[:, len(row) :] = 0
+    alone = sequence_scores(model, row[None], mask[:, : len(row)])
+    padded = [
+        sequence_scores(model, torch.cat([row, row.new_full((len(row),), fill)])[None], mask)
+        for fill in (0, vocabulary // 2)
+    ]
+    tolerance = torch.finfo(model.dtype).eps ** 0.5
+    return torch.equal(*padded) and torch.allclose(alone, padded[0], tolerance, tolerance)
 
 
 def save_model(
@@ -181,41 +270,17 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _head(model: PreTrainedModel) -> nn.Module:
+    name = token_head(model)
+    assert name is not None
+    return model.get_submodule(name)
+
+
 def _hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     hidden = output.last_hidden_state
     assert isinstance(hidden, Tensor)
     return hidden
-
-
-def _require_directory_or_id(path: str, field: str, expected: str) -> None:
-    """Refuse what is plainly neither, before a download is tried."""
-    directory = Path(path)
-    if directory.is_dir():
-        if not (directory / "config.json").is_file():
-            raise InputError(field, path, f"{expected}; it has no config.json")
-    elif directory.exists() or directory.is_absolute() or path.startswith("."):
-        raise InputError(field, path, f"{expected}; there is no such directory")
-
-
-def _load_config(path: str, field: str, expected: str) -> PretrainedConfig:
-    _require_directory_or_id(path, field, expected)
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except _UNLOADABLE as error:
-        raise InputError(field, path, f"{expected} ({_first_line(error)})") from error
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
-            setattr(config, name, 0.0)
-    return config
-
-
-def _require_one_output(config: PretrainedConfig, path: str, field: str) -> bool:
-    """Refuse a classifier with more outputs; returns whether it is a classifier at all."""
-    is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
-    if is_classifier and config.num_labels != 1:
-        raise InputError(field, path, f"a model with one output; it has {config.num_labels}")
-    return is_classifier
 
 
 def _load(
@@ -230,8 +295,8 @@ def _load(
         model, info = loader.from_pretrained(
             path, config=config, dtype=DTYPES[precision], output_loading_info=True
         )
-    except _UNLOADABLE as error:
-        raise InputError(field, path, f"{expected} ({_first_line(error)})") from error
+    except UNLOADABLE as error:
+        raise InputError(field, path, f"{expected} ({first_line(error)})") from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -243,7 +308,3 @@ def _draw_head(head: nn.Linear, seed: int) -> None:
     drawn = torch.randn(head.weight.shape, generator=generator) * _HEAD_STD
     with torch.no_grad():
         head.weight.copy_(drawn)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

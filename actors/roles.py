@@ -17,13 +17,11 @@ from actors.learner import Learner
 from actors.reference import Reference
 from actors.reward_model import RewardModel
 from actors.rollout_worker import RolloutWorker, rollout_environment
-from cluster.config.ppo import PPOSettings, SamplingSettings
+from actors.sharding import Deal, deal, in_order, joined, share
+from cluster.config.ppo import PPOSettings
 from cluster.placement import Placement, RoleRequest
-from cluster.types import Experience, Float32Array, Prompt, Rollout
+from cluster.types import Experience, Float32Array, Rollout
 
-Deal = Callable[
-    [Sequence[Prompt], Sequence[list[int]], Sequence[int], SamplingSettings, int], list[ObjectRef]
-]
 Wait = Callable[[Sequence[ObjectRef]], None]
 
 
@@ -159,16 +157,16 @@ class Roles:
 
     def reward_scores(self, shards: Sequence[ObjectRef]) -> tuple[Float32Array, Float32Array]:
         """Have both reward models score rollouts: safety and helpfulness, float32 [N] each."""
-        safety = _share(self._safety, "score", shards)
-        helpfulness = _share(self._helpfulness, "score", shards)
+        safety = share(self._safety, "score", shards)
+        helpfulness = share(self._helpfulness, "score", shards)
         return np.concatenate(self._get(safety)), np.concatenate(self._get(helpfulness))
 
     def start_frozen(self, shards: Sequence[ObjectRef]) -> FrozenScoring:
         """Have reference and reward models score rollouts as soon as they are there."""
         return FrozenScoring(
-            reference=_share(self._reference, "logprobs", shards),
-            safety=_share(self._safety, "score", shards),
-            helpfulness=_share(self._helpfulness, "score", shards),
+            reference=share(self._reference, "logprobs", shards),
+            safety=share(self._safety, "score", shards),
+            helpfulness=share(self._helpfulness, "score", shards),
         )
 
     def score(
@@ -194,13 +192,13 @@ class Roles:
         )
         if wait:
             wait([*policy, *critic, *reference, *safety, *helpfulness])
-        logprobs = _in_order(self._get(policy))
+        logprobs = in_order(self._get(policy))
         no_values = [np.zeros_like(own) for own in logprobs]
         return Scores(
-            rollouts=_joined(self._get(shards)),
+            rollouts=joined(self._get(shards)),
             policy_logprobs=logprobs,
-            reference_logprobs=_joined(self._get(reference)),
-            values=_in_order(self._get(critic)) if critic else no_values,
+            reference_logprobs=joined(self._get(reference)),
+            values=in_order(self._get(critic)) if critic else no_values,
             safety=np.concatenate(self._get(safety)),
             helpfulness=np.concatenate(self._get(helpfulness)),
         )
@@ -264,57 +262,3 @@ class Roles:
         settings = getattr(self._settings, role)
         own = {"role": role, "path": path, "settings": settings, "policy_path": policy_path}
         return self._placement.start(role, RewardModel, [own] * settings.replicas, {})
-
-
-def deal(workers: Sequence[ActorHandle]) -> Deal:
-    """Cut a batch into one shard per rollout worker, by index, so that a run repeats.
-
-    Returns:
-        A function of prompts [N], their token ids [N], one seed each [N], the sampling settings
-        and the weight version, which starts sampling one answer per prompt and returns one
-        reference to a list of rollouts per worker; together in prompt order.
-    """
-
-    def sample(
-        prompts: Sequence[Prompt],
-        token_ids: Sequence[list[int]],
-        seeds: Sequence[int],
-        sampling: SamplingSettings,
-        version: int,
-    ) -> list[ObjectRef]:
-        bounds = np.linspace(0, len(prompts), len(workers) + 1).astype(int)
-        return [
-            worker.generate.remote(
-                prompts[start:end], token_ids[start:end], seeds[start:end], sampling, version
-            )
-            for worker, start, end in zip(workers, bounds[:-1], bounds[1:], strict=True)
-        ]
-
-    return sample
-
-
-def _share(
-    replicas: list[ActorHandle], method: str, shards: Sequence[ObjectRef]
-) -> list[ObjectRef]:
-    """Deal shards to replicas by index, so that a run repeats.
-
-    Where there are more replicas than shards, several replicas take a part of each.
-    """
-    parts = max(1, len(replicas) // len(shards))
-    return [
-        getattr(replicas[(index * parts + part) % len(replicas)], method).remote(shard, part, parts)
-        for index, shard in enumerate(shards)
-        for part in range(parts)
-    ]
-
-
-def _joined(parts: Sequence[Sequence[Any]]) -> list[Any]:
-    return [item for part in parts for item in part]
-
-
-def _in_order(parts: Sequence[dict[int, Float32Array]]) -> list[Float32Array]:
-    """Put the ranks' shares of a batch back in the batch's order."""
-    merged: dict[int, Float32Array] = {}
-    for part in parts:
-        merged |= part
-    return [merged[index] for index in range(len(merged))]

@@ -161,7 +161,7 @@ class RolloutWorker:
 
     def update_weights(self, request: WeightTransferUpdateRequest) -> None:
         """Take one part of the new weights."""
-        info = request.update_info
+        info: Any = request.update_info
         if self._backend == BACKEND:
             # Fetched here: the processes of an engine that is split are no workers of Ray.
             info = {"bucket": ray.get(info["bucket"][0])}

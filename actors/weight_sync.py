@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import deepspeed
 import ray
 import torch
 from ray.actor import ActorHandle
@@ -25,40 +24,44 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateRequest,
 )
 
+from actors.lora import whole_weights
 from actors.weight_transfer import BACKEND, register
-from cluster.config.roles import WeightSyncSettings
+from actors.zero import gathered
+from cluster.config.roles import RolloutRole
 
 
 class ModelSource(WeightSource):
-    """The learner's weights, gathered one by one where ZeRO-3 has split them."""
+    """The learner's whole weights, one by one: gathered, and with adapters merged in."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._parameters = list(model.named_parameters())
+        self._weights = whole_weights(model)
 
     def metadata(self) -> list[ParamMeta]:
         """Name, dtype and full shape of every weight."""
-        return [
-            ParamMeta(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
-            for name, parameter in self._parameters
-        ]
+        return [ParamMeta(weight.name, weight.dtype, weight.shape) for weight in self._weights]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in self._parameters:
-            split = [parameter] if hasattr(parameter, "ds_id") else []
-            with deepspeed.zero.GatheredParameters(split):
-                yield name, parameter.detach()
+        for weight in self._weights:
+            with gathered(weight) as value:
+                yield weight.name, value
 
 
 class TimedSyncClient:
     """Drives the samplers' side of a sync over Ray, with a time-out on every call.
 
+    Args:
+        samplers: handles of the rollout workers.
+        timeout_s: for each call, in seconds.
+        processes: over how many processes each sampler splits its weights.
+
     Raises:
         ray.exceptions.GetTimeoutError: a sampler did not answer in time.
     """
 
-    def __init__(self, samplers: list[ActorHandle], timeout_s: float) -> None:
+    def __init__(self, samplers: list[ActorHandle], timeout_s: float, processes: int = 1) -> None:
         self._samplers = samplers
         self._timeout_s = timeout_s
+        self._processes = processes
         self.version = 0
 
     def _all(self, method: str, *args: object) -> None:
@@ -72,7 +75,7 @@ class TimedSyncClient:
             own = dict(init_info)
             if "rank_offset" in own:
                 # Each engine is a world of its own to vLLM; NCCL wants ranks that differ.
-                own["rank_offset"] += index
+                own["rank_offset"] += index * self._processes
             request = WeightTransferInitRequest(init_info=own)
             calls.append(sampler.init_weight_transfer_engine.remote(request))
         ray.get(calls, timeout=self._timeout_s)
@@ -161,18 +164,19 @@ class ObjectStoreTrainer(TrainerWeightTransferEngine[ObjectStoreTrainerInfo]):
 
 
 def open_sync(
-    settings: WeightSyncSettings,
+    settings: RolloutRole,
     samplers: list[ActorHandle],
     model: torch.nn.Module,
     rank: int,
 ) -> tuple[TimedSyncClient, TrainerWeightTransferEngine]:
     """Open the way from the learner's model to the samplers; called on every learner rank."""
     register()
-    client = TimedSyncClient(samplers, settings.timeout_s)
+    sync, processes = settings.weight_sync, settings.tensor_parallel_size
+    client = TimedSyncClient(samplers, sync.timeout_s, processes)
     info: TrainerInitInfo
-    if settings.backend == "object_store":
-        info = ObjectStoreTrainerInfo(bucket_bytes=settings.bucket_bytes, rank=rank)
-    elif settings.backend == "nccl":
+    if sync.backend == "object_store":
+        info = ObjectStoreTrainerInfo(bucket_bytes=sync.bucket_bytes, rank=rank)
+    elif sync.backend == "nccl":
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
         with socket.socket() as probe:
@@ -181,9 +185,9 @@ def open_sync(
         info = NCCLTrainerInitInfo(
             master_address=ray.util.get_node_ip_address(),
             master_port=port,
-            # The sender, and every sampler.
-            world_size=1 + len(samplers),
-            packed_buffer_size_bytes=settings.bucket_bytes,
+            # The sender, and every process of every sampler.
+            world_size=1 + len(samplers) * processes,
+            packed_buffer_size_bytes=sync.bucket_bytes,
             rank=rank,
         )
     else:

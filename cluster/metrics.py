@@ -3,7 +3,8 @@
     {"stage": "ppo", "step": 3, "time": 1700000000.0, "critic/rewards/mean": 0.41, ...}
 
 `time` is in seconds since 1970. Names with a unit of time under `timing/` are in seconds.
-TensorBoard sees each stage as a run of its own, TENSORBOARD/STAGE.
+TensorBoard sees each stage as a run of its own, TENSORBOARD/STAGE. Trackers (`cluster.tracking`)
+get every line once it is in the file.
 """
 
 import json
@@ -18,16 +19,25 @@ from typing import Any, Self
 from tensorboard.summary import Writer
 
 from cluster.atomic import write_bytes
+from cluster.trackers.interface import MetricRow
+from cluster.tracking import Trackers
 
 _OWN_KEYS = ("stage", "step", "time")
 
 
 class MetricsWriter:
-    """Appends to a run's metrics. One process writes; any number may read."""
+    """Appends to a run's metrics. One process writes; any number may read.
 
-    def __init__(self, path: Path, tensorboard: Path) -> None:
+    Args:
+        path: metrics.jsonl, which an earlier process may have begun.
+        tensorboard: the directory of TensorBoard's events.
+        trackers: whoever else gets the numbers; None for nobody.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path, trackers: Trackers | None = None) -> None:
         self._path = path.absolute()
         self._tensorboard = tensorboard
+        self._trackers = Trackers() if trackers is None else trackers
         self._events: dict[str, Writer] = {}
         self._drop_torn_line()
         self._lines = self._path.open("a", encoding="utf-8")
@@ -44,14 +54,18 @@ class MetricsWriter:
             if not math.isfinite(value):
                 raise ValueError(f"metric {name!r} of stage {stage} at step {step} is {value}")
         numbers = {name: float(value) for name, value in values.items()}
-        row = {"stage": stage, "step": step, "time": round(time.time(), 3), **numbers}
+        now = round(time.time(), 3)
+        row = {"stage": stage, "step": step, "time": now, **numbers}
         self._lines.write(json.dumps(row, allow_nan=False) + "\n")
         self._lines.flush()
         self._add_events(row)
         self._events[stage].flush()
+        self._trackers.log(MetricRow(stage, step, now, numbers))
 
     def truncate(self, stage: str, after_step: int) -> int:
         """Forget what a stage wrote after a step, because the run goes on from there.
+
+        Trackers cannot forget: they hold those steps twice once they are written again.
 
         Returns:
             How many lines were dropped.

@@ -4,6 +4,7 @@ ROOT/recipe.yaml            the recipe, every default spelled out
      manifest.json          code, packages, data digests, lineage of the models
      status.json            how it stands
      metrics.jsonl          numbers by step; tensorboard/ holds the same
+     tracking.json          which runs of experiment trackers are this one; wandb/ is theirs
      samples/STAGE.parquet  answers on held-out prompts; samples/ppo/step-000001.parquet
      models/STAGE/          what a stage made
      checkpoints/           what a running stage resumes from
@@ -81,6 +82,8 @@ class RunDirectory:
     def resume(cls, root: Path, recipe: Recipe) -> Self:
         """Go on with a run, under the recipe that it was started with, and lock it.
 
+        Trackers may change on the way: they have no part in what comes out.
+
         Raises:
             InputError: there is no run at `root`, its recipe differs, or another process is
                 using it.
@@ -110,6 +113,11 @@ class RunDirectory:
     def tensorboard_dir(self) -> Path:
         """TensorBoard events."""
         return self.root / "tensorboard"
+
+    @property
+    def tracking_path(self) -> Path:
+        """Which runs of experiment trackers are this one, as `cluster.tracking` writes it."""
+        return self.root / "tracking.json"
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -255,8 +263,8 @@ class RunDirectory:
             )
 
     def _refuse_other_recipe(self, recipe: Recipe) -> None:
-        started = _settings(self.recipe().model_dump(mode="json"))
-        given = _settings(recipe.model_dump(mode="json"))
+        started = flat_settings(self.recipe())
+        given = flat_settings(recipe)
         for name in [*started, *(name for name in given if name not in started)]:
             old, new = started.get(name), given.get(name)
             if old != new:
@@ -274,12 +282,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _settings(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names."""
+def flat_settings(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's settings by their dotted names, but for those of trackers."""
+    return _flatten(recipe.model_dump(mode="json", exclude={"tracking"}))
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in document.items():
         if isinstance(value, dict) and value:
-            flat.update(_settings(value, f"{prefix}{name}."))
+            flat.update(_flatten(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value
     return flat

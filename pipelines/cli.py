@@ -1,4 +1,4 @@
-"""The commands of this room: demo, run, import."""
+"""The commands of this room: demo, run, import, doctor."""
 
 import json
 import logging
@@ -14,11 +14,12 @@ import typer
 from cluster.config.load import load_recipe
 from cluster.config.recipe import Recipe
 from cluster.errors import InputError, RunStopped
-from cluster.session import check_address
+from pipelines.doctor import doctor_command
 from pipelines.import_data import import_command
 
 app = typer.Typer(no_args_is_help=True)
 app.command("import")(import_command)
+app.command("doctor")(doctor_command)
 
 Out = Annotated[
     Path | None, typer.Option("--out", help="The run directory; default: a new one under runs/.")
@@ -63,6 +64,9 @@ def run(
 
 
 def _run(recipe: Recipe, out: Path | None, resume: bool, address: str | None) -> None:
+    # Ray is imported with it, and `rayward doctor` must start where Ray is broken.
+    from cluster.session import check_address
+
     check_address(address)
     # torch and vLLM take seconds to import; bad input should not have to wait for them.
     # As they are imported, vLLM and DeepSpeed log what they find of the machine, DeepSpeed to

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.chat import decode_response
 from actors.mixes import RewardMix
-from actors.roles import Deal
+from actors.sharding import Deal
 from cluster.config.ppo import SamplingSettings
 from cluster.config.recipe import EvaluationSettings
 from cluster.types import Float32Array, Prompt, Rollout

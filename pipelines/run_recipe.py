@@ -23,6 +23,8 @@ from cluster.placement import RoleRequest, missing_resources, total_cpus
 from cluster.progress import announce
 from cluster.run_directory import RunDirectory
 from cluster.session import ray_session
+from cluster.trackers.ray_gauges import metrics_address
+from cluster.tracking import Trackers, open_trackers
 from cluster.types import AXES
 from pipelines import preflight
 from pipelines.context import RunContext
@@ -52,12 +54,14 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool, address: str | None) -> 
     began = time.perf_counter()
     with (RunDirectory.resume if resume else RunDirectory.create)(out, recipe) as run:
         try:
-            with stop_requests() as stop:
-                timing = _run_stages(recipe, run, address, stop)
-            timing["total"] = time.perf_counter() - began
-            summary = write_summary(run, timing)
-            run.set_status("succeeded")
-            write_report(run)
+            with open_trackers(recipe, run) as trackers:
+                with stop_requests() as stop:
+                    timing = _run_stages(recipe, run, trackers, address, stop)
+                timing["total"] = time.perf_counter() - began
+                summary = write_summary(run, timing)
+                trackers.summarize(summary)
+                run.set_status("succeeded")
+                write_report(run)
         except (RunStopped, KeyboardInterrupt) as stopped:
             run.set_status("stopped", error=str(stopped) or "interrupted")
             raise
@@ -69,7 +73,11 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool, address: str | None) -> 
 
 
 def _run_stages(
-    recipe: Recipe, run: RunDirectory, address: str | None, stop: threading.Event
+    recipe: Recipe,
+    run: RunDirectory,
+    trackers: Trackers,
+    address: str | None,
+    stop: threading.Event,
 ) -> dict[str, float]:
     timing: dict[str, float] = {}
 
@@ -85,11 +93,14 @@ def _run_stages(
     todo = [stage for stage in recipe.stages if run.stage_result(stage) is None]
     axes = [axis for axis in AXES if f"reward_{axis}" in todo]
     with ExitStack() as resources:
-        metrics = resources.enter_context(MetricsWriter(run.metrics_path, run.tensorboard_dir))
+        metrics = resources.enter_context(
+            MetricsWriter(run.metrics_path, run.tensorboard_dir, trackers)
+        )
         context = RunContext(recipe, run, data, metrics, stop)
         preflight.check(context)
         with timed("ray"):
             resources.enter_context(ray_session(address, required_cpus(recipe), run.root))
+        announce(f"metrics for Prometheus: {metrics_address() or 'out of reach from here'}")
         if address is None:
             _require_room(recipe)
         if "sft" in todo:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.chat import assistant_mask, encode_conversation
+from actors.lora import add_adapters
 from actors.microbatches import length_mask, right_pad
 from actors.models import load_causal_lm, load_tokenizer
 from cluster.config.roles import Precision
@@ -47,14 +48,23 @@ class SFTTask(SupervisedTask[SFTRow]):
     demonstrations: Sequence[Demonstration]
     held_out: Sequence[Demonstration]
     settings: SFTSettings
+    seed: int
+    """Of new adapters, where the settings ask for them."""
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the model at `path`."""
         return load_tokenizer(self.path)
 
     def load_model(self, precision: Precision) -> PreTrainedModel:
-        """The language model at `path`."""
-        return load_causal_lm(self.path, precision)
+        """The language model at `path`, with adapters where the settings ask for them.
+
+        Raises:
+            InputError: the model cannot be loaded, or has no such layers.
+        """
+        model = load_causal_lm(self.path, precision)
+        if self.settings.lora is not None:
+            add_adapters(model, self.settings.lora, self.seed, "sft.lora")
+        return model
 
     def rows(self, tokenizer: PreTrainedTokenizerBase) -> list[SFTRow]:
         """The demonstrations, encoded."""
@@ -116,7 +126,7 @@ def train_sft(
     """
     if not demonstrations:
         raise InputError("data", "no demonstrations", "at least one demonstration")
-    task = SFTTask(path, demonstrations, held_out, settings)
+    task = SFTTask(path, demonstrations, held_out, settings, seed)
     result = fit(task, settings, output, seed, storage, on_progress)
     if not result.held_out:
         return SFTResult(result, None)

@@ -15,10 +15,11 @@ from ray.actor import ActorHandle
 from transformers import PreTrainedTokenizerBase
 
 from actors.mixes import RewardMix, make_mix
-from actors.models import load_tokenizer, speak_alike
+from actors.models import load_tokenizer, reads_tokens_of, speak_alike
 from actors.reward_model import RewardModel
-from actors.roles import Deal, ModelPaths, Roles, deal
+from actors.roles import ModelPaths, Roles
 from actors.rollout_worker import RolloutWorker, rollout_environment
+from actors.sharding import Deal, deal
 from cluster.atomic import new_directory
 from cluster.config.ppo import PPOSettings, SamplingSettings
 from cluster.config.recipe import Recipe
@@ -195,16 +196,23 @@ def model_paths(context: RunContext) -> ModelPaths:
     policy = settings.policy.path or context.sft_model()
     run = context.run
     helpfulness = settings.helpfulness.path or str(run.model_dir("reward_helpfulness"))
-    critic = None
-    if settings.has_critic:
-        critic = settings.critic.path or helpfulness
     return ModelPaths(
         policy=policy,
-        critic=critic,
+        critic=_critic_start(settings, policy, helpfulness) if settings.has_critic else None,
         reference=settings.reference.path or policy,
         safety=settings.safety.path or str(run.model_dir("reward_safety")),
         helpfulness=helpfulness,
     )
+
+
+def _critic_start(settings: PPOSettings, policy: str, helpfulness: str) -> str:
+    if settings.critic.path is not None:
+        return settings.critic.path
+    tokenizer = load_tokenizer(policy, "ppo.policy.path")
+    if reads_tokens_of(helpfulness, tokenizer, "ppo.helpfulness.path"):
+        return helpfulness
+    announce("ppo: the critic starts from the policy: the helpfulness model has other tokens")
+    return policy
 
 
 def max_model_len(recipe: Recipe) -> int:

@@ -61,7 +61,7 @@ class SupervisedTask(ABC, Generic[RowT]):
 
     @abstractmethod
     def load_model(self, precision: Precision) -> PreTrainedModel:
-        """The model to train."""
+        """The model to train, of which the weights that ask for gradients are trained."""
 
     @abstractmethod
     def rows(self, tokenizer: PreTrainedTokenizerBase) -> list[RowT]:
@@ -221,13 +221,16 @@ class _Trainer(Generic[RowT]):
     def __init__(
         self, task: SupervisedTask[RowT], settings: SupervisedSettings, rank: int, ranks: int
     ) -> None:
-        from actors.zero import make_engine  # DeepSpeed: only ranks pay for this import
+        # DeepSpeed: only ranks pay for this import.
+        from actors.zero import make_engine, recompute_activations
 
         self._task = task
         self._settings = settings
         self._rank = rank
         self._ranks = ranks
         self._model = task.load_model(settings.precision)
+        if settings.gradient_checkpointing:
+            recompute_activations(self._model, "gradient_checkpointing")
         module = _TaskModule(task, self._model)
         self._engine = make_engine(
             module, settings.optimizer, settings.deepspeed, settings.precision

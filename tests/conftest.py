@@ -17,6 +17,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 def ray_session() -> Iterator[None]:
     """A small Ray of this test run's own."""
     # Never a cluster that somebody else runs on this machine.
-    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=32, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

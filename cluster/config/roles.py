@@ -101,7 +101,9 @@ class DeepSpeedSettings(Settings):
     ranks: int = Field(default=1, ge=1)
     """Data-parallel processes."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """ZeRO stage: what is partitioned over the ranks (1 optimizer, 2 + gradients, 3 + weights)."""
+    """ZeRO stage: what is partitioned over the ranks (1 optimizer, 2 + gradients, 3 + weights).
+    In bfloat16, 0 runs as 1: DeepSpeed has no sound optimizer for it, and the numbers are the same.
+    """
 
 
 class TrainedRole(ModelRole):

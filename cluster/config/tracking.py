@@ -1,19 +1,30 @@
-"""Settings of experiment trackers. TensorBoard events are always written to the run directory."""
+"""Settings of experiment trackers. TensorBoard events are always written to the run directory.
+
+No setting holds a secret: trackers take theirs from the environment, as their own programs do.
+"""
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.config.base import Settings
+from cluster.errors import InputError
 
 
 class MLflowSettings(Settings):
     """MLflow, through its own library (the extra `mlflow`)."""
 
     tracking_uri: str | None = None
-    """Where MLflow keeps runs; null: what MLFLOW_TRACKING_URI says."""
+    """A server's address or a local folder; null: what MLFLOW_TRACKING_URI says."""
     experiment: str = Field(default="rayward", min_length=1)
-    """The experiment that the run belongs to."""
+    """The experiment that the run belongs to; it is made if it is not there."""
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_secret(cls, uri: str | None) -> str | None:
+        if uri is not None:
+            refuse_login_in(uri)
+        return uri
 
 
 class WandbSettings(Settings):
@@ -28,9 +39,26 @@ class WandbSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """Which trackers get a run's metrics, beside metrics.jsonl and TensorBoard."""
+    """Which trackers get a run's metrics, beside metrics.jsonl, TensorBoard and Prometheus."""
 
     mlflow: MLflowSettings | None = None
     """MLflow; null leaves it out."""
     wandb: WandbSettings | None = None
     """Weights & Biases; null leaves it out."""
+
+
+def refuse_login_in(uri: str) -> None:
+    """Refuse an address with a user or a password in it: it would end up in files and messages.
+
+    Raises:
+        InputError: without the secret.
+    """
+    scheme, mark, rest = uri.partition("://")
+    _, at, place = rest.split("/")[0].rpartition("@")
+    if mark and at:
+        raise InputError(
+            "tracking.mlflow.tracking_uri",
+            f"{scheme}://***@{place}",
+            "an address without a login, which MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) hold",
+        )

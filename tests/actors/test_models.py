@@ -1,30 +1,41 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    CTRLConfig,
+    PreTrainedModel,
 )
 
 from actors.microbatches import length_mask, right_pad
 from actors.models import (
     load_causal_lm,
+    load_reward_model,
     load_scalar_model,
     load_tokenizer,
+    reads_tokens_of,
     save_model,
     sequence_scores,
     token_values,
     weights_digest,
 )
 from cluster.errors import InputError
-from tests.tiny import tiny_tokenizer, write_tiny_llama
+from tests.tiny import (
+    KINDS,
+    tiny_tokenizer,
+    wordpiece_tokenizer,
+    write_tiny,
+    write_tiny_classifier,
+    write_tiny_llama,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,30 +43,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "gpt2"])
+@pytest.fixture(scope="module", params=list(KINDS))
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp(request.param)
-    if request.param == "llama":
-        return write_tiny_llama(directory)
-    tokenizer = tiny_tokenizer()
-    if request.param == "qwen2":
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                tie_word_embeddings=True,
-            )
-        )
-    else:
-        model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=2, n_head=2, n_positions=128)
-        )
-    save_model(model, tokenizer, directory)
-    return directory
+    return write_tiny(tmp_path_factory.mktemp(request.param), request.param)
 
 
 ROWS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8], [5, 6, 7, 256]]
@@ -160,15 +150,77 @@ def test_what_is_not_a_model_is_named(llama: Path, tmp_path: Path) -> None:
             assert caught.value.value == str(path)
 
 
+def refused(load: Callable[[], PreTrainedModel]) -> str:
+    with pytest.raises(InputError) as caught:
+        load()
+    assert caught.value.field == "ppo.safety.path"
+    return caught.value.expected
+
+
 def test_the_wrong_kind_of_model_is_refused(llama: Path, tmp_path: Path) -> None:
+    field = "ppo.safety.path"
     two = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=2)
     save_model(two, load_tokenizer(str(llama)), tmp_path / "two")
-    with pytest.raises(InputError, match="one output; it has 2"):
-        load_scalar_model(str(tmp_path / "two"), "float32", seed=0)
-    reward = load_scalar_model(str(llama), "float32", seed=0)
-    save_model(reward, load_tokenizer(str(llama)), tmp_path / "reward")
-    with pytest.raises(InputError, match="lm_head"):
-        load_causal_lm(str(tmp_path / "reward"), "float32")
+    path = str(tmp_path / "two")
+    one = "a model with one output; it has 2"
+    assert refused(lambda: load_scalar_model(path, "float32", 0, field)) == one
+    assert refused(lambda: load_reward_model(path, "float32", field)) == one
+    said = refused(lambda: load_causal_lm(path, "float32", field))
+    assert said.endswith("causal language model; it is a LlamaForSequenceClassification")
+    # A head that has learned nothing is for training, not for judging.
+    said = refused(lambda: load_reward_model(str(llama), "float32", field))
+    assert said.endswith("with one output; it is a LlamaForCausalLM")
+    # BERT's own head would load as a causal language model's, and predict what it sees.
+    masked = tmp_path / "masked"
+    BertForMaskedLM(BertConfig(hidden_size=24, num_hidden_layers=1)).save_pretrained(masked)
+    said = refused(lambda: load_causal_lm(str(masked), "float32", field))
+    assert said.endswith("causal language model; it is a BertForMaskedLM")
+    bert = str(write_tiny_classifier(tmp_path / "bert"))
+    said = refused(lambda: load_scalar_model(bert, "float32", 0, field))
+    assert said.endswith("bert has no head for every token")
+
+
+def test_a_classifier_that_lacks_its_head_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_classifier(tmp_path)
+    weights = load_file(path / "model.safetensors")
+    del weights["classifier.weight"]
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    said = refused(lambda: load_reward_model(str(path), "float32", "ppo.safety.path"))
+    assert said.endswith("with one output; it lacks the weights classifier.weight")
+
+
+def test_a_decoders_head_is_found_whatever_its_name(tmp_path: Path) -> None:
+    """CTRL calls it `classifier`."""
+    config = CTRLConfig(vocab_size=300, n_embd=32, n_layer=1, n_head=2, dff=32, n_positions=64)
+    path = str(write_tiny_classifier(tmp_path, config, tiny_tokenizer()))
+    model = load_scalar_model(path, "float32", seed=0)
+    with torch.no_grad():
+        values = token_values(model, right_pad(ROWS, 0), length_mask([len(row) for row in ROWS]))
+    plain = AutoModelForSequenceClassification.from_pretrained(path)
+    plain.config.pad_token_id = None
+    for row, own in zip(ROWS, values, strict=True):
+        with torch.no_grad():
+            assert float(own[len(row) - 1]) == pytest.approx(
+                plain(torch.tensor([row])).logits.item(), abs=1e-6
+            )
+
+
+def test_a_critic_is_a_decoder_that_speaks_the_policys_tokens(
+    directory: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(directory))
+    assert reads_tokens_of(str(directory), tokenizer, "ppo.critic.path")
+    scalar = load_scalar_model(str(directory), "float32", seed=0)
+    save_model(scalar, tokenizer, tmp_path / "scalar")
+    assert reads_tokens_of(str(tmp_path / "scalar"), tokenizer, "ppo.critic.path")
+    save_model(scalar, wordpiece_tokenizer(), tmp_path / "other")
+    assert not reads_tokens_of(str(tmp_path / "other"), tokenizer, "ppo.critic.path")
+    # An encoder has one score for a whole conversation, and none for a token of it.
+    encoder = write_tiny_classifier(tmp_path / "bert")
+    tokenizer.save_pretrained(encoder)
+    assert not reads_tokens_of(str(encoder), tokenizer, "ppo.critic.path")
+    with pytest.raises(InputError, match=r"ppo\.critic\.path: got 'nowhere/"):
+        reads_tokens_of("nowhere/at/all", tokenizer, "ppo.critic.path")
 
 
 def test_a_tokenizer_needs_a_chat_template(llama: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from actors.chat import encode_prompt
 from actors.mixes import make_mix
-from actors.models import load_tokenizer
+from actors.models import load_scalar_model, load_tokenizer, save_model
 from actors.roles import ModelPaths, Roles, Scores
 from cluster.config.ppo import PPOSettings
 from cluster.errors import StaleEngineError
@@ -48,12 +48,18 @@ def prompts(count: int = BATCH) -> list[Prompt]:
 class Cast:
     """Started roles and how to ask them."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, rewards: list[str], settings: PPOSettings = SETTINGS) -> None:
         self.tokenizer = load_tokenizer(model)
+        safety, helpfulness = rewards
+        self.history: list[tuple[Scores, dict[str, float]]] = []
         self.roles = Roles(
-            SETTINGS,
+            settings,
             ModelPaths(
-                policy=model, critic=model, reference=model, safety=model, helpfulness=model
+                policy=model,
+                critic=helpfulness,
+                reference=model,
+                safety=safety,
+                helpfulness=helpfulness,
             ),
             max_model_len=96,
             eos_token_id=int(self.tokenizer.eos_token_id),
@@ -74,7 +80,8 @@ class Cast:
         learned = self.roles.update(batch.experiences, self.version, beta)
         self.version += 1
         self.roles.sync(self.version)
-        return scores, batch.metrics | learned
+        self.history.append((scores, batch.metrics | learned))
+        return self.history[-1]
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +90,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def cast(model: str, ray_session: None) -> Iterator[Cast]:
-    cast = Cast(model)
+def rewards(model: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two reward models with the policy's body and heads of their own."""
+    made = []
+    for seed in (1, 2):
+        directory = tmp_path_factory.mktemp("reward")
+        scalar = load_scalar_model(model, "float32", seed=seed)
+        save_model(scalar, load_tokenizer(model), directory)
+        made.append(str(directory))
+    return made
+
+
+@pytest.fixture(scope="module")
+def cast(model: str, rewards: list[str], ray_session: None) -> Iterator[Cast]:
+    cast = Cast(model, rewards)
     yield cast
     cast.roles.release()
 
@@ -189,9 +208,35 @@ def test_what_comes_out_loads_as_it_is_and_a_checkpoint_restores_it(
     assert load_tokenizer(str(tmp_path / "after")).chat_template
 
 
-def test_reward_models_are_ordinary_classifiers(model: str, tmp_path: Path) -> None:
-    from actors.models import load_scalar_model, save_model
-
-    save_model(load_scalar_model(model, "float32", seed=1), load_tokenizer(model), tmp_path)
-    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+def test_reward_models_are_ordinary_classifiers(rewards: list[str]) -> None:
+    loaded = AutoModelForSequenceClassification.from_pretrained(rewards[0])
     assert loaded.config.num_labels == 1
+
+
+@pytest.mark.slow
+def test_two_processes_of_every_role_do_what_one_does(
+    cast: Cast, model: str, rewards: list[str]
+) -> None:
+    document = SETTINGS.model_dump(mode="json")
+    for role in ("policy", "critic"):
+        document[role]["deepspeed"] = {"ranks": 2, "zero_stage": 2}
+    for role in ("reference", "safety", "helpfulness", "rollout"):
+        document[role]["replicas"] = 2
+    while len(cast.history) < 2:
+        cast.step()
+    doubled = Cast(model, rewards, PPOSettings.model_validate(document))
+    try:
+        for scores, metrics in cast.history[:2]:
+            found, numbers = doubled.step()
+            for one, other in zip(scores.rollouts, found.rollouts, strict=True):
+                assert one.token_ids.tolist() == other.token_ids.tolist()
+            for name in ("policy_logprobs", "reference_logprobs", "values"):
+                for one, other in zip(getattr(scores, name), getattr(found, name), strict=True):
+                    assert one == pytest.approx(other, abs=TOLERANCE)
+            # The first step's are equal bit for bit: nothing has been learned yet.
+            assert scores.safety == pytest.approx(found.safety, abs=1e-6)
+            assert scores.helpfulness == pytest.approx(found.helpfulness, abs=1e-6)
+            for name in ("actor/pg_loss", "critic/vf_loss", "actor/grad_norm", "actor/entropy"):
+                assert numbers[name] == pytest.approx(metrics[name], abs=TOLERANCE)
+    finally:
+        doubled.roles.release()

@@ -1,5 +1,6 @@
 """Metrics: the lines, and what TensorBoard reads back."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.metrics import MetricsWriter, read_metrics
+from cluster.trackers.interface import EndState, MetricRow
+from cluster.tracking import Trackers
 
 
 def events(directory: Path, tag: str) -> list[tuple[int, float]]:
@@ -69,6 +72,38 @@ def test_half_a_line_is_dropped_and_never_joined(path: Path, tmp_path: Path) -> 
     with MetricsWriter(path, tmp_path / "tb") as writer:
         writer.log(2, "sft", {"train/loss": 2})
     assert rows(path) == [("sft", 1, 1.0), ("sft", 2, 2.0)]
+
+
+class Reader:
+    """A tracker that looks at the file whenever it is given a line."""
+
+    name = "reader"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seen: list[tuple[MetricRow, int]] = []
+
+    def log(self, row: MetricRow) -> None:
+        self.seen.append((row, len(read_metrics(self._path))))
+
+    def finish(self, state: EndState, headline: Mapping[str, float]) -> None:
+        pass
+
+
+def test_trackers_get_what_is_in_the_file(path: Path, tmp_path: Path) -> None:
+    """Each line once it is written, as numbers; no line that was refused, and none again."""
+    reader, trackers = Reader(path), Trackers()
+    trackers.add(reader)
+    with MetricsWriter(path, tmp_path / "tb", trackers) as writer:
+        writer.log(1, "sft", {"train/loss": 3})
+        with pytest.raises(ValueError, match="train/loss"):
+            writer.log(2, "sft", {"train/loss": float("nan")})
+        writer.log(1, "ppo", {"train/loss": 2.5})
+        writer.truncate("ppo", 0)
+    (first, second) = reader.seen
+    assert first == (MetricRow("sft", 1, first[0].time, {"train/loss": 3.0}), 1)
+    assert second == (MetricRow("ppo", 1, second[0].time, {"train/loss": 2.5}), 2)
+    assert first[0].time == read_metrics(path)[0]["time"]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"stage": "sft"}'])

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 import pipelines.run_recipe
 from cluster.cli import main
@@ -28,7 +30,15 @@ from cluster.tables import (
 )
 from cluster.types import AXES, Demonstration, Message, PreferencePair, Prompt
 from pipelines.run_data import load_data
-from tests.tiny import write_tiny_llama
+from tests.tiny import (
+    JUDGE_TEMPLATE,
+    tiny_config,
+    tiny_tokenizer,
+    wordpiece_tokenizer,
+    write_tiny,
+    write_tiny_classifier,
+    write_tiny_llama,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -324,6 +334,263 @@ def test_a_model_that_a_later_stage_lacks(
     """Found before the first stage, too."""
     line = rayward("run", recipe, "--out", "out", "--set", f"{field}={tmp_path / 'nowhere'}")
     assert line.startswith(f"{field}: got '{tmp_path / 'nowhere'}', expected ")
+
+
+ROLES = {"safety": "ppo.safety", "helpfulness": "ppo.helpfulness", "judge": "evaluation.judge"}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model that reads letters, and not the policy's tokens."""
+    return write_tiny_classifier(tmp_path_factory.mktemp("bert"))
+
+
+def scalar(directory: Path, tokenizer: PreTrainedTokenizerFast, **config: int) -> Path:
+    """A decoder with one output."""
+    shape = tiny_config(len(tokenizer))
+    shape.update(config)
+    return write_tiny_classifier(directory, shape, tokenizer)
+
+
+@pytest.mark.parametrize("role", ROLES.values())
+def test_a_model_that_cannot_judge(
+    rayward: Callable[..., str], recipe: Path, llama: Path, tmp_path: Path, role: str
+) -> None:
+    def refused(path: Path, **options: object) -> str:
+        out = f"out-{len(list(tmp_path.glob('out-*')))}"
+        settings = json.dumps({"path": str(path), **options})
+        return rayward("run", recipe, "--out", out, "--set", f"{role}={settings}")
+
+    two = tmp_path / "two"
+    config = AutoConfig.from_pretrained(llama, num_labels=2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(two)
+    tiny_tokenizer().save_pretrained(two)
+    line = f"{role}.path: got '{two}', expected a model with one output; it has 2"
+    assert refused(two) == line
+    classifier = "a transformers directory or hub id of a sequence classifier with one output"
+    line = f"{role}.path: got '{llama}', expected {classifier}; it is a LlamaForCausalLM"
+    assert refused(llama) == line
+    tokenizer = wordpiece_tokenizer()
+    tokenizer.chat_template = None
+    bare = write_tiny_classifier(tmp_path / "bare", tokenizer=tokenizer)
+    assert refused(bare) == (
+        f"{role}.chat_template: got None, expected a Jinja file, because the tokenizer of {bare} "
+        "has no chat template"
+    )
+    assert refused(bare, chat_template="none.jinja") == (
+        f"{role}.chat_template: got 'none.jinja', expected a readable Jinja file "
+        "([Errno 2] No such file or directory: 'none.jinja')"
+    )
+    file = tmp_path / "text.jinja"
+    file.write_text("Dear judge,")
+    assert refused(bare, chat_template="text.jinja") == (
+        f"{role}.chat_template: got '{file}', expected a chat template that writes a question and "
+        "its answer"
+    )
+    (bare / "model.safetensors").unlink()
+    file.write_text(JUDGE_TEMPLATE)
+    line = f"{role}.path: got '{bare}', expected {classifier}; it has no weights"
+    assert refused(bare, chat_template="text.jinja") == line
+
+
+def test_a_policy_that_is_none(rayward: Callable[..., str], recipe: Path, bert: Path) -> None:
+    causal = "a transformers directory or hub id of a causal language model"
+    for out, field in (("a", "model.path"), ("b", "ppo.policy.path"), ("c", "ppo.reference.path")):
+        line = rayward("run", recipe, "--out", out, "--set", f"{field}={bert}")
+        expected = f"{causal}; it is a BertForSequenceClassification"
+        assert line == f"{field}: got '{bert}', expected {expected}"
+
+
+def test_a_critic_that_is_none(
+    rayward: Callable[..., str], recipe: Path, bert: Path, tmp_path: Path
+) -> None:
+    line = rayward("run", recipe, "--out", "a", "--set", f"ppo.critic.path={bert}")
+    assert line == (
+        f"ppo.critic.path: got '{bert}', expected a transformers directory or hub id of a decoder: "
+        "a causal language model, or a sequence classifier with one output; bert has no head for "
+        "every token"
+    )
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["more"])
+    other = scalar(tmp_path / "other", tokenizer)
+    line = rayward("run", recipe, "--out", "b", "--set", f"ppo.critic.path={other}")
+    expected = "expected a model with the policy's tokenizer and chat template"
+    assert line == f"ppo.critic.path: got '{other}', {expected}"
+    # A run without a critic does not ask for one.
+    rayward("run", recipe, "--out", "c", "--set", f"ppo.critic.path={other}", *GRPO, *LAST_FAULT)
+
+
+GRPO = ("--set", "ppo.advantage_estimator=grpo")
+LAST_FAULT = ("--set", "evaluation.judge.path=/nowhere")  # it is looked for after all others
+
+
+def test_a_model_with_too_few_positions(
+    rayward: Callable[..., str], recipe: Path, tmp_path: Path
+) -> None:
+    """By default 256 + 64 tokens are sampled, and 512 are learned."""
+    short = scalar(tmp_path / "scalar", tiny_tokenizer(), max_position_embeddings=319)
+    small = write_tiny(tmp_path / "causal", "gpt2", n_positions=319)
+    run = ("run", recipe, "--out")
+    both = "sampling.max_prompt_tokens + max_response_tokens: got 320, expected at most"
+    end = {
+        "ppo.policy": "under ppo and under evaluation",
+        "ppo.reference": "under ppo",
+        "ppo.critic": "under ppo",
+        "ppo.safety": "under ppo",
+        "ppo.helpfulness": "under ppo",
+        "evaluation.judge": "under evaluation",
+    }
+    for out, (role, where) in enumerate(end.items()):
+        path = small if role in ("ppo.policy", "ppo.reference") else short
+        line = rayward(*run, out, "--set", f"{role}.path={path}")
+        assert line == f"{both} {role}.path's 319 positions, {where}"
+    for stage in ("sft", "reward_safety", "reward_helpfulness"):
+        line = rayward(*run, stage, "--set", f"{stage}.max_tokens=513")
+        expected = "got 513, expected at most the start model's 512 positions"
+        assert line == f"{stage}.max_tokens: {expected}"
+    line = rayward(*run, "gpt2", "--set", f"model.path={small}")
+    assert line == "sft.max_tokens: got 512, expected at most the start model's 319 positions"
+
+
+def test_prompts_that_a_model_cannot_read(
+    rayward: Callable[..., str], recipe: Path, data: DataDirectory, tmp_path: Path
+) -> None:
+    # <user> Hi <eos> \n <assistant>: 6 tokens.
+    line = rayward("run", recipe, "--out", "a", "--set", "ppo.sampling.max_prompt_tokens=5")
+    assert line == (
+        "ppo.sampling.max_prompt_tokens: got 5, expected room for at least one prompt; the "
+        "shortest has 6 tokens"
+    )
+    # [CLS] user : Hi [SEP] assistant : [SEP]: 20 letters.
+    tokenizer = wordpiece_tokenizer()
+    for most in (20, 19):
+        tokenizer.model_max_length = most
+        path = write_tiny_classifier(tmp_path / str(most), tokenizer=tokenizer)
+        setting = ("--set", f"ppo.safety.path={path}")
+        if most == 20:
+            rayward("run", recipe, "--out", most, *setting, *LAST_FAULT)
+    assert rayward("run", recipe, "--out", "b", *setting) == (
+        "ppo.sampling.max_prompt_tokens: got 256, expected so few that ppo.safety.path can read "
+        "every prompt: 2 of 2 are longer than its 19 tokens, by its own tokenizer and without an "
+        "answer"
+    )
+    tokenizer.chat_template = (
+        "{% if messages | length > 2 %}{{ raise_exception('too much') }}{% endif %}"
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(path)
+    talk = (*PROMPT.messages, Message("assistant", "Yes?"), *PROMPT.messages)
+    write_prompts(data.prompts("train"), [replace(PROMPT, messages=talk)])
+    assert rayward("run", recipe, "--out", "c", *setting) == (
+        f"ppo.safety.path: got '{path}', expected a chat template that takes the data's roles "
+        "user, assistant, user (roles in an order that the chat template accepts (too much))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"ppo.rollout.tensor_parallel_size": 2, "ppo.rollout.resources.gpus": 1.0},
+            "ppo.rollout.resources.gpus: got 1.0, expected as many as "
+            "ppo.rollout.tensor_parallel_size, which is 2",
+        ),
+        (
+            {"ppo.rollout.resources.gpus": 2.0},
+            "ppo.rollout.resources.gpus: got 2.0, expected as many as "
+            "ppo.rollout.tensor_parallel_size, which is 1",
+        ),
+        (
+            {"ppo.rollout.weight_sync.backend": "nccl"},
+            "ppo.rollout.weight_sync.backend: got 'nccl', expected object_store, because "
+            "ppo.policy.resources.gpus is 0",
+        ),
+        (
+            {
+                "ppo.rollout.weight_sync.backend": "ipc",
+                "ppo.policy.resources.gpus": 0.5,
+                "ppo.rollout.resources.gpus": 0.5,
+            },
+            "ppo.rollout.weight_sync.backend: got 'ipc', expected nccl, or policy and rollout in "
+            "one group of ppo.colocate",
+        ),
+        (
+            {"ppo.colocate": [["policy", "critic"]], "ppo.advantage_estimator": "grpo"},
+            "ppo.colocate: got ['policy', 'critic'], expected roles without critic: grpo has none",
+        ),
+        (
+            {
+                "ppo.colocate": [["policy", "critic"]],
+                "ppo.critic.resources.labels": {"ray.io/zone": "a"},
+            },
+            "ppo.colocate: got ['policy', 'critic'], expected roles with the same resources.labels",
+        ),
+        (
+            {"ppo.sampling.top_p": 1.5},
+            "ppo.sampling.top_p: got 1.5, expected a number of at most 1.0",
+        ),
+        (
+            {"ppo.sampling.temperature": 0.0},
+            "ppo.sampling.temperature: got 0.0, expected a number greater than 0.0",
+        ),
+        ({"ppo.steps": 0}, "ppo.steps: got 0, expected a number of at least 1"),
+        (
+            {"ppo.batch_size": 100},
+            "ppo.minibatch_size: got 64, expected a divisor of ppo.batch_size, which is 100",
+        ),
+        (
+            {"ppo.policy.deepspeed.zero_stage": 4},
+            "ppo.policy.deepspeed.zero_stage: got 4, expected 0, 1, 2 or 3",
+        ),
+        (
+            {"ppo.rollout.gpu_memory_utilization": 0.0},
+            "ppo.rollout.gpu_memory_utilization: got 0.0, expected a number greater than 0.0",
+        ),
+        (
+            {"sft.max_tokens": 7, "sft.epochs": 0},
+            "sft.epochs: got 0, expected a number of at least 1 (1 more setting is wrong)",
+        ),
+    ],
+)
+def test_settings_that_cannot_be(
+    rayward: Callable[..., str], recipe: Path, settings: dict[str, object], line: str
+) -> None:
+    given = [("--set", f"{name}={json.dumps(value)}") for name, value in settings.items()]
+    assert rayward("run", recipe, "--out", "out", *(part for one in given for part in one)) == line
+
+
+def test_roles_that_do_not_fit_the_machine(
+    ray_session: None,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ray says what there is: here the tests' own, which has no GPU."""
+    monkeypatch.setattr(ray, "init", lambda **settings: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    gpus = [f"--set=ppo.{role}.resources.gpus=1.0" for role in ("policy", "rollout")]
+    monkeypatch.setattr(sys, "argv", ["rayward", "run", str(recipe), "--out", "out", *gpus])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "rayward: ppo: resources: got {'GPU': 2.0}, expected no more than this machine has"
+    )
+
+
+def test_a_port_where_something_else_than_ray_answers(
+    rayward: Callable[..., str], recipe: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for scheme in ("", "ray://"):
+            address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+            began = time.monotonic()
+            line = rayward("run", recipe, "--out", "out", "--address", address)
+            assert time.monotonic() - began < 7
+            assert line == (
+                f"--address: got '{address}', expected host:port or ray://host:port of a running "
+                "Ray cluster; what answers there is no Ray"
+            )
 
 
 def test_a_second_interrupt_says_how_to_go_on(

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import pickle
 import shutil
 import threading
 import time
@@ -7,18 +8,16 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import Mock
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.microbatches import microbatches_of_rank
 from actors.models import load_causal_lm, load_tokenizer, weights_digest
-from cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Resources
+from cluster.config.roles import DeepSpeedSettings, LoRASettings, OptimizerSettings, Resources
 from cluster.config.supervised import (
     SafetyRewardSettings,
     ScheduleSettings,
@@ -31,6 +30,7 @@ from pipelines.reward_training import RewardTrainingResult, train_reward_model
 from pipelines.sft import SFTResult, SFTTask, train_sft
 from pipelines.supervised_loop import (
     Job,
+    LoopResult,
     StepReport,
     batches,
     learning_rate,
@@ -51,18 +51,21 @@ def demonstration(number: int) -> Demonstration:
 
 TOO_LONG = Demonstration(prompt(99, "long"), "x" * 200)
 DEMONSTRATIONS = [*(demonstration(number) for number in range(60)), TOO_LONG]
+HELD_OUT = [demonstration(number) for number in range(60, 69)]
 SEED = 7
+STEPS = 6
 SHARED = {"max_tokens": 100, "resources": Resources(cpus=0.5)}
 
 
-def sft_settings(ranks: int, zero_stage: int) -> SFTSettings:
+def sft_settings(ranks: int, zero_stage: int, **more: Any) -> SFTSettings:  # noqa: ANN401
     return SFTSettings(
         batch_size=11,
-        max_steps=5,
+        max_steps=STEPS,
         max_tokens_per_microbatch=200,
         optimizer=OptimizerSettings(learning_rate=1e-3),
         deepspeed=DeepSpeedSettings(ranks=ranks, zero_stage=zero_stage),
         **SHARED,
+        **more,
     )
 
 
@@ -92,24 +95,6 @@ def test_batches_cover_each_epoch_in_an_order_of_its_own() -> None:
     assert batches(10, stopped, seed=1) == planned[:4]
 
 
-@settings(deadline=None)
-@given(
-    padded=st.lists(st.integers(1, 60), min_size=1, max_size=30),
-    ranks=st.integers(1, 5),
-    max_tokens=st.integers(1, 150),
-)
-def test_ranks_share_a_batch_in_equally_many_microbatches(
-    padded: list[int], ranks: int, max_tokens: int
-) -> None:
-    plans = [microbatches_of_rank(padded, max_tokens, rank, ranks) for rank in range(ranks)]
-    assert len({len(plan) for plan in plans}) == 1
-    counted = [index for plan in plans for rows, weight in plan if weight == 1 for index in rows]
-    assert sorted(counted) == list(range(len(padded)))
-    for rows, _ in (microbatch for plan in plans for microbatch in plan):
-        assert rows
-        assert len(rows) * max(padded[i] for i in rows) <= max_tokens or len(rows) == 1
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("llama"))
@@ -119,9 +104,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_sft_loss_is_the_mean_over_the_learned_tokens(llama: Path, loss_on: str) -> None:
     turns = (Message("user", "hi"), Message("assistant", "yes?"), Message("user", "what"))
     long = Demonstration(Prompt("m", turns, None, None, False, False, "test"), "that")
-    task = SFTTask(
-        str(llama), [demonstration(1), long], [], SFTSettings.model_validate({"loss_on": loss_on})
-    )
+    settings = SFTSettings.model_validate({"loss_on": loss_on})
+    task = SFTTask(str(llama), [demonstration(1), long], [], settings, seed=0)
     model = load_causal_lm(str(llama), "float32")
     rows = task.rows(load_tokenizer(str(llama)))
     assert sum(rows[1].learned) == {"final_turn": 5, "all_assistant_turns": 10}[loss_on]
@@ -150,14 +134,13 @@ class Trained:
 def start_sft(
     pool: ThreadPoolExecutor, path: Path, tmp: Path, name: str, settings: SFTSettings
 ) -> Trained:
-    held_out = [demonstration(number) for number in range(60, 69)]
     reports: list[StepReport] = []
     output = tmp / "models" / name
     future = pool.submit(
         train_sft,
         str(path),
         DEMONSTRATIONS,
-        held_out,
+        HELD_OUT,
         settings,
         output,
         SEED,
@@ -241,8 +224,8 @@ def test_sft_lowers_the_loss_and_counts_what_it_left_out(fits: Fits) -> None:
     result = fits.one_rank.result.result()
     losses = [report.loss for report in fits.one_rank.reports]
     assert losses[-1] < losses[0] - 0.3
-    assert [report.step for report in fits.one_rank.reports] == [1, 2, 3, 4, 5]
-    assert (result.fit.rows, result.fit.rows_left_out, result.fit.steps) == (60, 1, 5)
+    assert [report.step for report in fits.one_rank.reports] == [1, 2, 3, 4, 5, 6]
+    assert (result.fit.rows, result.fit.rows_left_out, result.fit.steps) == (60, 1, 6)
     assert result.fit.loss == losses[-1]
     assert result.fit.tokens == sum(report.tokens for report in fits.one_rank.reports)
     assert result.held_out_loss == pytest.approx(losses[-1], abs=0.3)
@@ -258,37 +241,84 @@ def test_the_saved_model_is_the_trained_one(fits: Fits, llama: Path) -> None:
     assert not list(fits.one_rank.directory.parent.glob(".*.partial"))
 
 
-def train_without_ray(llama: Path, outputs: dict[int, Path], store: Path) -> None:
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    dist.init_process_group("gloo", store=dist.FileStore(str(store), 1), rank=0, world_size=1)
-    settings = sft_settings(1, 0)
-    task = SFTTask(str(llama), DEMONSTRATIONS, [], settings)
-    for seed, output in outputs.items():
-        run_rank(Job(task, settings, output, seed, Mock()), rank=0, ranks=1)
+class Taken:
+    """Takes the reports of a loop that runs without Ray."""
+
+    def __init__(self) -> None:
+        self.reports: list[StepReport] = []
+
+    def put(self, report: dict[str, Any]) -> None:
+        self.reports.append(StepReport(**report))
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(
-    fits: Fits, llama: Path, tmp_path: Path
+Case = tuple[SFTSettings, int]  # and the seed
+Loop = tuple[list[StepReport], LoopResult]
+
+ALONE: dict[str, Case] = {
+    "again": (sft_settings(1, 0), SEED),
+    "otherwise": (sft_settings(1, 0), SEED + 1),
+    "recomputed": (sft_settings(1, 0, gradient_checkpointing=True), SEED),
+    "lora": (sft_settings(1, 0, lora=LoRASettings(rank=4)), SEED),
+}
+SPLIT: dict[str, Case] = {
+    **{f"zero-{stage}": (sft_settings(2, stage), SEED) for stage in (0, 1, 3)},
+    "lora-3": (
+        sft_settings(2, 3, lora=LoRASettings(rank=4), gradient_checkpointing=True),
+        SEED,
+    ),
+}
+"""On two ranks; stage 2 is trained on Ray."""
+
+
+def train_without_ray(
+    llama: Path, cases: dict[str, Case], rank: int, ranks: int, folder: Path
 ) -> None:
-    outputs = {SEED: tmp_path / "again", SEED + 1: tmp_path / "otherwise"}
-    process = multiprocessing.get_context("spawn").Process(
-        target=train_without_ray, args=(llama, outputs, tmp_path / "store")
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(ranks))
+    store = dist.FileStore(str(folder / f"store-{ranks}"), ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    for name, (settings, seed) in cases.items():
+        taken: Any = Taken()
+        task = SFTTask(str(llama), DEMONSTRATIONS, HELD_OUT, settings, seed)
+        result = run_rank(Job(task, settings, folder / name, seed, taken), rank, ranks)
+        if rank == 0:
+            (folder / f"{name}.pkl").write_bytes(pickle.dumps((taken.reports, result)))
+
+
+@pytest.fixture(scope="module")
+def loops(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where loops that ran without Ray left their models, and beside each its `Loop`."""
+    folder = tmp_path_factory.mktemp("loops")
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=train_without_ray, args=(llama, cases, rank, ranks, folder))
+        for cases, ranks in ((ALONE, 1), (SPLIT, 2))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    return folder
+
+
+def loop(loops: Path, name: str) -> Loop:
+    result: Loop = pickle.loads((loops / f"{name}.pkl").read_bytes())
+    return result
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(fits: Fits, loops: Path) -> None:
     fits.one_rank.result.result()
     first, again, otherwise = (
         weights_digest(load_causal_lm(str(directory), "float32"))
-        for directory in (fits.one_rank.directory, *outputs.values())
+        for directory in (fits.one_rank.directory, loops / "again", loops / "otherwise")
     )
     assert first == again != otherwise
 
 
-def assert_equal_training(trained: Trained, other: Trained) -> None:
-    results = [each.result.result() for each in (trained, other)]
-    assert results[0].held_out_loss == pytest.approx(results[1].held_out_loss, abs=1e-5)
-    for mine, theirs in zip(trained.reports, other.reports, strict=True):
+def assert_equal_training(one: list[StepReport], other: list[StepReport]) -> None:
+    assert len(one) == len(other) == STEPS
+    for mine, theirs in zip(one, other, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
         assert mine.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-4)
         assert mine.learning_rate == theirs.learning_rate
@@ -296,22 +326,57 @@ def assert_equal_training(trained: Trained, other: Trained) -> None:
 
 
 def test_two_ranks_learn_what_one_learns(fits: Fits) -> None:
-    assert_equal_training(fits.two_ranks, fits.one_rank)
+    one, two = fits.one_rank, fits.two_ranks
+    losses = [each.result.result().held_out_loss for each in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert_equal_training(one.reports, two.reports)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [1, 3])
-def test_other_zero_stages_learn_the_same(
-    fits: Fits, llama: Path, tmp_path: Path, zero_stage: int
-) -> None:
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        trained = start_sft(pool, llama, tmp_path, "zero", sft_settings(2, zero_stage))
-    assert_equal_training(trained, fits.one_rank)
-    saved = load_causal_lm(str(trained.directory), "float32").state_dict()
-    for name, weight in (
-        load_causal_lm(str(fits.one_rank.directory), "float32").state_dict().items()
-    ):
-        torch.testing.assert_close(saved[name], weight, atol=1e-4, rtol=0)
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("zero-0", "again"),
+        ("zero-1", "again"),
+        ("zero-3", "again"),
+        ("recomputed", "again"),
+        ("lora-3", "lora"),
+    ],
+)
+def test_other_stages_learn_the_same(loops: Path, name: str, like: str) -> None:
+    (reports, result), (expected, alone) = loop(loops, name), loop(loops, like)
+    assert_equal_training(reports, expected)
+    assert result.held_out_outputs == pytest.approx(alone.held_out_outputs, abs=1e-3)
+    saved = load_file(loops / name / "model.safetensors")
+    for key, weight in load_file(loops / like / "model.safetensors").items():
+        torch.testing.assert_close(saved[key], weight, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_adapters_are_learned_and_merged_into_an_ordinary_model(loops: Path, llama: Path) -> None:
+    reports, result = loop(loops, "lora")
+    assert reports[-1].loss < reports[0].loss - 0.1
+    assert {path.name for path in (loops / "lora").iterdir()} == {
+        path.name for path in (loops / "again").iterdir()
+    }
+    start = load_file(llama / "model.safetensors")
+    merged = load_file(loops / "lora" / "model.safetensors")
+    assert merged.keys() == start.keys()
+    moved = {name for name, weight in merged.items() if not torch.equal(weight, start[name])}
+    assert moved == {name for name in start if "proj" in name}
+    # The merged model says of held-out rows what the trained one said.
+    task = SFTTask(str(loops / "lora"), [], HELD_OUT, sft_settings(1, 0), SEED)
+    rows = task.held_out_rows(load_tokenizer(str(llama)))
+    with torch.no_grad():
+        said = task.outputs(task.load_model("float32"), [rows[index] for index in result.held_out])
+    assert result.held_out_outputs == pytest.approx(said.numpy(), abs=1e-3)
+
+
+def test_a_wrong_name_of_a_layer_is_an_input_error(llama: Path) -> None:
+    lora = LoRASettings(target_modules=["query"])
+    with pytest.raises(InputError, match="'query', expected") as caught:
+        SFTTask(str(llama), [], [], SFTSettings(lora=lora), SEED).load_model("float32")
+    assert caught.value.field == "sft.lora.target_modules"
 
 
 def test_a_ranks_input_error_reaches_the_caller_as_itself(fits: Fits) -> None:

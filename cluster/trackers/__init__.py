@@ -1,0 +1,1 @@
+"""Experiment trackers, one module each; `cluster.tracking` opens them."""

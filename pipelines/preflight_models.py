@@ -1,0 +1,238 @@
+"""Models and tokenizers of a recipe, asked before any weights are loaded.
+
+Text that a model cannot read is found here as far as it can be: prompts that are known now, by
+the tokenizers that are known now.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from actors.chat import encode_answered, encode_prompt
+from actors.model_kinds import (
+    CAUSAL_LM,
+    CLASSIFIER,
+    SCALAR,
+    is_classifier,
+    load_config,
+    positions,
+    require_causal_lm,
+    require_classifier,
+)
+from actors.models import (
+    classifier_without_weights,
+    is_decoder,
+    load_tokenizer,
+    speak_alike,
+)
+from actors.reward_model import RewardName, load_reward_tokenizer, longest_input, section_of
+from cluster.config.ppo import SamplingSettings
+from cluster.config.recipe import Recipe
+from cluster.config.roles import RewardRole
+from cluster.errors import InputError
+from cluster.types import Prompt
+from pipelines.context import RunContext
+from pipelines.prompt_stream import encode_prompts
+from pipelines.stage_ppo import max_model_len
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+_ANYWHERE = "under ppo and under evaluation"
+_TRAINED = ("sft", "reward_safety", "reward_helpfulness")
+
+
+def check_models(context: RunContext) -> None:
+    """Look at every model that the recipe names.
+
+    Raises:
+        InputError: a path is not a model of its kind, or prompts and answers do not fit a model.
+    """
+    recipe = context.recipe
+    samples = bool({"sft", "ppo"} & set(recipe.stages))
+    tokenizer = None
+    if recipe.model.path is not None:
+        config = _causal_lm(recipe.model.path, "model.path")
+        tokenizer = load_tokenizer(recipe.model.path)
+        room = positions(config)
+        if {"reward_safety", "reward_helpfulness"} & set(recipe.stages) and not is_decoder(config):
+            raise InputError(
+                "model.path",
+                recipe.model.path,
+                f"{SCALAR}; {config.model_type} has no head for every token",
+            )
+    else:
+        assert recipe.model.make is not None
+        room = recipe.model.make.max_position_embeddings
+    for stage in _TRAINED:
+        tokens = getattr(recipe, stage).max_tokens
+        if stage in recipe.stages and room is not None and tokens > room:
+            raise InputError(
+                f"{stage}.max_tokens", tokens, f"at most the start model's {room} positions"
+            )
+    if samples:
+        _require_room(max_model_len(recipe), room, "the model's", _ANYWHERE)
+    if "ppo" in recipe.stages:
+        tokenizer = _check_learners(recipe, tokenizer)
+    if samples and tokenizer is not None:
+        _require_prompts(context, tokenizer)
+    for role, settings in _reward_roles(context):
+        _check_reward_model(context, role, settings, tokenizer)
+
+
+def _causal_lm(path: str, field: str) -> PretrainedConfig:
+    config = load_config(path, field, CAUSAL_LM)
+    require_causal_lm(config, path, field)
+    _require_weights(path, field, CAUSAL_LM)
+    load_tokenizer(path, field)
+    return config
+
+
+def _require_weights(path: str, field: str, expected: str) -> None:
+    directory = Path(path)
+    if directory.is_dir() and not any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
+        raise InputError(field, path, f"{expected}; it has no weights")
+
+
+def _require_room(tokens: int, room: int | None, whose: str, where: str) -> None:
+    if room is not None and tokens > room:
+        raise InputError(
+            "sampling.max_prompt_tokens + max_response_tokens",
+            tokens,
+            f"at most {whose} {room} positions, {where}",
+        )
+
+
+def _check_learners(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase | None:
+    """Policy, reference and critic, where they have paths of their own.
+
+    Returns:
+        The policy's tokenizer, where it is known already.
+    """
+    settings = recipe.ppo
+    sampled = settings.sampling.max_prompt_tokens + settings.sampling.max_response_tokens
+    for role in ("policy", "reference"):
+        path, field = getattr(settings, role).path, f"ppo.{role}.path"
+        if path is None:
+            continue
+        config = _causal_lm(path, field)
+        own = load_tokenizer(path, field)
+        if role == "policy":
+            tokenizer = own
+            _require_room(max_model_len(recipe), positions(config), f"{field}'s", _ANYWHERE)
+        else:
+            _require_room(sampled, positions(config), f"{field}'s", "under ppo")
+            _require_same(tokenizer is None or speak_alike(own, tokenizer), path, field)
+    path, field = settings.critic.path, "ppo.critic.path"
+    if path is not None and settings.has_critic:
+        config = load_config(path, field, SCALAR)
+        if is_classifier(config):
+            require_classifier(config, path, field)
+        else:
+            require_causal_lm(config, path, field)
+        if not is_decoder(config):
+            expected = f"{SCALAR}; {config.model_type} has no head for every token"
+            raise InputError(field, path, expected)
+        _require_weights(path, field, SCALAR)
+        own = load_tokenizer(path, field)
+        _require_same(tokenizer is None or speak_alike(own, tokenizer), path, field)
+        _require_room(sampled, positions(config), f"{field}'s", "under ppo")
+    return tokenizer
+
+
+def _require_same(is_same: bool, path: str, field: str) -> None:
+    if not is_same:
+        raise InputError(field, path, "a model with the policy's tokenizer and chat template")
+
+
+def _require_prompts(context: RunContext, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The policy's template takes the prompts, and of each kind there is one that is not too long.
+
+    Raises:
+        InputError: as `encode_prompts`.
+    """
+    for section, sampling, prompts in _asked(context):
+        for prompt in _one_of_each(prompts):
+            encode_prompt(tokenizer, prompt.messages)
+        most = sampling.max_prompt_tokens
+        if not any(len(encode_prompt(tokenizer, one.messages)) <= most for one in prompts):
+            encode_prompts(tokenizer, prompts, most, f"{section}.sampling.max_prompt_tokens")
+
+
+def _asked(context: RunContext) -> list[tuple[str, SamplingSettings, Sequence[Prompt]]]:
+    """What the policy is asked: the section of the settings, and the prompts."""
+    recipe, data = context.recipe, context.data
+    asked = []
+    if "ppo" in recipe.stages:
+        asked += [("ppo", recipe.ppo.sampling, data.prompts)]
+        if recipe.ppo.early_stop is not None:
+            asked += [("ppo", recipe.ppo.sampling, data.validation_prompts)]
+    return [*asked, ("evaluation", recipe.evaluation.sampling, data.held_out_prompts)]
+
+
+def _reward_roles(context: RunContext) -> list[tuple[RewardName, RewardRole]]:
+    """The reward models that the recipe names, and the judge where there is no oracle."""
+    recipe, judge = context.recipe, context.recipe.evaluation.judge
+    roles: list[tuple[RewardName, RewardRole]] = []
+    if "ppo" in recipe.stages:
+        roles += [("safety", recipe.ppo.safety), ("helpfulness", recipe.ppo.helpfulness)]
+    if judge is not None and context.data.oracle is None:
+        roles += [("judge", judge)]
+    return [(role, settings) for role, settings in roles if settings.path is not None]
+
+
+def _check_reward_model(
+    context: RunContext,
+    role: RewardName,
+    settings: RewardRole,
+    policy: PreTrainedTokenizerBase | None,
+) -> None:
+    path, field = settings.path, f"{section_of(role)}.path"
+    assert path is not None
+    config = load_config(path, field, CLASSIFIER)
+    require_classifier(config, path, field)
+    _require_weights(path, field, CLASSIFIER)
+    tokenizer = load_reward_tokenizer(role, path, settings)
+    asked = [one for one in _asked(context) if role != "judge" or one[0] == "evaluation"]
+    if policy is not None and speak_alike(tokenizer, policy):
+        for section, sampling, _ in asked:
+            tokens = sampling.max_prompt_tokens + sampling.max_response_tokens
+            _require_room(tokens, positions(config), f"{field}'s", f"under {section}")
+        return
+    room = longest_input(classifier_without_weights(config), tokenizer)
+    for section, sampling, prompts in asked:
+        for prompt in _one_of_each(prompts):
+            _require_roles(tokenizer, prompt, field, path)
+        if policy is None or room is None:
+            continue
+        most = sampling.max_prompt_tokens
+        over = [
+            prompt
+            for prompt in prompts
+            if len(encode_answered(tokenizer, prompt.messages, "", ended=True)) > room
+            and len(encode_prompt(policy, prompt.messages)) <= most
+        ]
+        if over:
+            raise InputError(
+                f"{section}.sampling.max_prompt_tokens",
+                most,
+                f"so few that {field} can read every prompt: {len(over)} of {len(prompts)} are "
+                f"longer than its {room} tokens, by its own tokenizer and without an answer",
+            )
+
+
+def _one_of_each(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """One prompt for each order of roles that there is."""
+    return list({tuple(m.role for m in prompt.messages): prompt for prompt in prompts}.values())
+
+
+def _require_roles(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, field: str, path: str
+) -> None:
+    try:
+        encode_answered(tokenizer, prompt.messages, "", ended=True)
+    except InputError as error:
+        roles = ", ".join(message.role for message in prompt.messages)
+        expected = f"a chat template that takes the data's roles {roles} ({error.expected})"
+        raise InputError(field, path, expected) from error

@@ -1,0 +1,90 @@
+"""vLLM engines: alone, two of them, and one that is split over two processes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.actor import ActorHandle
+
+from actors.models import load_causal_lm
+from actors.rollout_worker import RolloutWorker, rollout_environment
+from actors.sharding import deal
+from actors.weight_sync import open_sync
+from cluster.config.ppo import SamplingSettings
+from cluster.config.roles import RolloutRole
+from cluster.errors import StaleEngineError
+from cluster.types import Message, Prompt, Rollout
+from tests.tiny import write_tiny_llama
+
+COUNT = 24
+SAMPLING = SamplingSettings(max_prompt_tokens=16, max_response_tokens=12)
+
+
+def start(model: Path, tensor_parallel_size: int, version: int | None) -> ActorHandle:
+    settings = RolloutRole(tensor_parallel_size=tensor_parallel_size)
+    environment = {"OMP_NUM_THREADS": "1", **rollout_environment(settings)}
+    actor: Any = ray.remote(RolloutWorker)
+    return actor.options(num_cpus=1, runtime_env={"env_vars": environment}).remote(
+        model=str(model),
+        settings=settings,
+        max_model_len=64,
+        eos_token_id=1,
+        seed=0,
+        version=version,
+    )
+
+
+def answers(workers: list[ActorHandle], version: int) -> list[Rollout]:
+    prompts = [
+        Prompt(str(i), (Message("user", "x"),), None, None, False, False, "test")
+        for i in range(COUNT)
+    ]
+    tokens = [list(range(5 + i, 8 + i + i % 5)) for i in range(COUNT)]
+    shards = deal(workers)(prompts, tokens, list(range(COUNT)), SAMPLING, version)
+    return [rollout for shard in ray.get(shards) for rollout in shard]
+
+
+def assert_alike(one: list[Rollout], other: list[Rollout]) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert a.token_ids.tolist() == b.token_ids.tolist()
+        assert a.sampler_logprobs == pytest.approx(b.sampler_logprobs, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def workers(
+    ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[ActorHandle]]:
+    """Two whole engines and a split one, all with the weights of seed 0 as version 0."""
+    model = write_tiny_llama(tmp_path_factory.mktemp("model"))
+    started = [start(model, size, version=0) for size in (1, 1, 2)]
+    ray.get([worker.version.remote() for worker in started])
+    yield started
+    for worker in started:
+        ray.kill(worker)
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_tokens_of_one(workers: list[ActorHandle]) -> None:
+    one, two = answers(workers[:1], 0), answers(workers[:2], 0)
+    assert_alike(one, two)
+    assert len({tuple(rollout.token_ids.tolist()) for rollout in one}) == COUNT
+
+
+@pytest.mark.slow
+def test_a_split_engine_samples_and_takes_new_weights(
+    workers: list[ActorHandle], tmp_path: Path
+) -> None:
+    before = answers(workers[:1], 0)
+    assert_alike(before, answers(workers[2:], 0))
+    model = load_causal_lm(str(write_tiny_llama(tmp_path, seed=1)), "float32")
+    client, trainer = open_sync(RolloutRole(), workers, model, rank=0)
+    client.version = 1
+    trainer.send_weights()
+    after = answers(workers[:1], 1)
+    assert_alike(after, answers(workers[2:], 1))
+    assert not np.array_equal(before[0].token_ids, after[0].token_ids)
+    with pytest.raises(StaleEngineError, match="holds 1, asked for version 0"):
+        answers(workers[2:], 0)
