@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from ray._private.authentication.authentication_token_setup import (
 
 from cluster.errors import InputError
 
-_PROBE_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 4.5
 _EXPECTED = "host:port or ray://host:port of a running Ray cluster"
 
 
@@ -65,13 +66,13 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
 
 
 def check_address(address: str | None) -> None:
-    """Ask whether anybody listens; Ray itself waits minutes where nobody does.
+    """Ask whether a Ray listens; Ray itself waits minutes where none does.
 
     Args:
         address: as for `ray_session`; None and "auto" have nothing to ask.
 
     Raises:
-        InputError: it is no address, or nothing answers there.
+        InputError: it is no address, or no Ray answers there within 5 seconds.
     """
     if address is None or address == "auto":
         return
@@ -82,7 +83,22 @@ def check_address(address: str | None) -> None:
         raise InputError("--address", address, _EXPECTED) from error
     if not host or not port:
         raise InputError("--address", address, _EXPECTED)
+    deadline = time.monotonic() + _PROBE_TIMEOUT_S
     try:
         socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S).close()
     except OSError as error:
         raise InputError("--address", address, f"{_EXPECTED}; nothing answers ({error})") from error
+    # gRPC takes a second to import, which only those pay who name an address.
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+
+    # Ray's head and its client server both speak gRPC, with TLS where Ray is told to use it.
+    channel = init_grpc_channel(parts.netloc)
+    try:
+        left = max(deadline - time.monotonic(), 1.0)
+        grpc.channel_ready_future(channel).result(timeout=left)
+    except grpc.FutureTimeoutError as error:
+        expected = f"{_EXPECTED}; what answers there is no Ray"
+        raise InputError("--address", address, expected) from error
+    finally:
+        channel.close()

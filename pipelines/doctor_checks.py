@@ -35,7 +35,7 @@ CHECKS = (
         "ray",
         "Ray",
         f"{_PARTS}:check_ray",
-        60,
+        90,
         "if other Rays are left over on this machine, end them (`ray stop` ends all); what Ray "
         "says itself is in ray/session_latest/logs under RAY_TMPDIR, or else under /tmp",
         parts=frozenset({"ray"}),

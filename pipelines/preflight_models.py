@@ -51,8 +51,7 @@ def check_models(context: RunContext) -> None:
     samples = bool({"sft", "ppo"} & set(recipe.stages))
     tokenizer = None
     if recipe.model.path is not None:
-        config = _causal_lm(recipe.model.path, "model.path")
-        tokenizer = load_tokenizer(recipe.model.path)
+        config, tokenizer = _causal_lm(recipe.model.path, "model.path")
         room = positions(config)
         if {"reward_safety", "reward_helpfulness"} & set(recipe.stages) and not is_decoder(config):
             raise InputError(
@@ -79,12 +78,11 @@ def check_models(context: RunContext) -> None:
         _check_reward_model(context, role, settings, tokenizer)
 
 
-def _causal_lm(path: str, field: str) -> PretrainedConfig:
+def _causal_lm(path: str, field: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     config = load_config(path, field, CAUSAL_LM)
     require_causal_lm(config, path, field)
     _require_weights(path, field, CAUSAL_LM)
-    load_tokenizer(path, field)
-    return config
+    return config, load_tokenizer(path, field)
 
 
 def _require_weights(path: str, field: str, expected: str) -> None:
@@ -116,8 +114,7 @@ def _check_learners(
         path, field = getattr(settings, role).path, f"ppo.{role}.path"
         if path is None:
             continue
-        config = _causal_lm(path, field)
-        own = load_tokenizer(path, field)
+        config, own = _causal_lm(path, field)
         if role == "policy":
             tokenizer = own
             _require_room(max_model_len(recipe), positions(config), f"{field}'s", _ANYWHERE)

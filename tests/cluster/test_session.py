@@ -3,8 +3,10 @@
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import ray
 
@@ -69,14 +71,23 @@ def test_what_is_no_address_is_refused(address: str) -> None:
     assert caught.value.expected == "host:port or ray://host:port of a running Ray cluster"
 
 
-def test_an_address_where_someone_listens_passes() -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        port = server.getsockname()[1]
-        check_address(f"127.0.0.1:{port}")
-        check_address(f"ray://127.0.0.1:{port}")
-        check_address(f"localhost:{port}")
+def test_an_address_where_a_grpc_server_answers_passes() -> None:
+    """As Ray's head and its client server are; test_join.py asks a real head."""
+    server = grpc.server(ThreadPoolExecutor(max_workers=1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    check_address(f"127.0.0.1:{port}")
+    check_address(f"ray://127.0.0.1:{port}")
+    check_address(f"localhost:{port}")
+    server.stop(None)
+
+
+def test_what_listens_and_says_nothing_is_refused_within_5_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        began = time.monotonic()
+        with pytest.raises(InputError, match="what answers there is no Ray"):
+            check_address(f"127.0.0.1:{server.getsockname()[1]}")
+        assert time.monotonic() - began < 5
 
 
 def test_an_embedded_ray_and_ray_on_this_machine_have_no_address_to_ask() -> None:

@@ -62,15 +62,15 @@ class Kind:
     """One of `tests.tiny.KINDS`."""
     is_tied: bool
     on_ray_train: bool = False
-    safety: str | None = None
-    """The kind of a safety model that is given by path."""
+    bert_judges: bool = False
+    """The safety model is a BERT that is given by path."""
     settings: dict[str, Any] = field(default_factory=dict)
     """By dotted name, on top of `recipe`."""
 
 
 TABLE = {
     "llama": Kind("llama", is_tied=False),
-    "llama_tied": Kind("llama_tied", is_tied=True, safety="bert"),
+    "llama_tied": Kind("llama_tied", is_tied=True, bert_judges=True),
     "qwen2": Kind("qwen2", is_tied=True, on_ray_train=True),
     "gpt2": Kind("gpt2", is_tied=True),
 }
@@ -116,7 +116,7 @@ def recipe(kind: Kind, folder: Path) -> Recipe:
         },
         "evaluation": {"sampling": sampling, "adversarial_prompts": 4},
     }
-    if kind.safety == "bert":
+    if kind.bert_judges:
         document["ppo"]["safety"] = {"path": str(write_tiny_classifier(folder / "safety"))}
         document["stages"].remove("reward_safety")
     for name, value in kind.settings.items():
