@@ -85,6 +85,10 @@ def require_directory_or_id(path: str, field: str, expected: str) -> None:
         InputError: names `field` and says what was `expected` there.
     """
     directory = Path(path)
+    if (directory / "adapter_config.json").is_file():
+        raise InputError(
+            field, path, f"{expected}; it is a PEFT adapter: merge it into its base model first"
+        )
     if directory.is_dir():
         if not (directory / "config.json").is_file():
             raise InputError(field, path, f"{expected}; it has no config.json")

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 from ray.actor import ActorHandle
@@ -85,6 +84,7 @@ def test_a_split_engine_samples_and_takes_new_weights(
     trainer.send_weights()
     after = answers(workers[:1], 1)
     assert_alike(after, answers(workers[2:], 1))
-    assert not np.array_equal(before[0].token_ids, after[0].token_ids)
+    # Untrained models say much the same, but not with the same probability.
+    assert before[0].sampler_logprobs != pytest.approx(after[0].sampler_logprobs, abs=1e-3)
     with pytest.raises(StaleEngineError, match="holds 1, asked for version 0"):
         answers(workers[2:], 0)

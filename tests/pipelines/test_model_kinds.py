@@ -73,6 +73,15 @@ TABLE = {
     "llama_tied": Kind("llama_tied", is_tied=True, bert_judges=True),
     "qwen2": Kind("qwen2", is_tied=True, on_ray_train=True),
     "gpt2": Kind("gpt2", is_tied=True),
+    "llama_lora": Kind(
+        "llama",
+        is_tied=False,
+        settings={
+            "sft.lora": {"rank": 4},
+            "ppo.policy.lora": {"rank": 4},
+            "ppo.policy.gradient_checkpointing": True,
+        },
+    ),
 }
 # What goes through Ray Train takes longest, and begins at once.
 ORDER = sorted(TABLE, key=lambda name: not TABLE[name].on_ray_train)
