@@ -53,7 +53,7 @@ CHECKS = (
         "deepspeed-op",
         "DeepSpeed's op",
         f"{_PARTS}:check_deepspeed_op",
-        30,
+        60,
         "remove TORCH_EXTENSIONS_DIR, or else .venv/torch_extensions, and call this again: "
         "it compiles",
         needs=("torch",),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,16 +112,16 @@ def recipe(kind: Kind, folder: Path) -> Recipe:
         },
         "model": {"path": str(write_tiny(folder / "start", kind.model))},
         "stages": ["sft", "reward_safety", "reward_helpfulness", "ppo"],
-        "sft": few,
-        "reward_safety": few,
-        "reward_helpfulness": few,
+        "sft": deepcopy(few),
+        "reward_safety": deepcopy(few),
+        "reward_helpfulness": deepcopy(few),
         "ppo": {
             "steps": STEPS,
             "batch_size": 8,
             "minibatch_size": 4,
             "sampling": sampling,
-            "policy": learner,
-            "critic": learner,
+            "policy": deepcopy(learner),
+            "critic": deepcopy(learner),
             "early_stop": None,
         },
         "evaluation": {"sampling": sampling, "adversarial_prompts": 4},
