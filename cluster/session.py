@@ -42,6 +42,9 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # DeepSpeed's compiled op lives with the environment that `make setup` built it in.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    # To load it, ninja must be on the path, also for who calls `rayward` by its place.
+    programs = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", "")])
     if address is None:
         ray.init(
             address="local",

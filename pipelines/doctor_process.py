@@ -102,6 +102,8 @@ async def run_check(check: Check, place: Place) -> Told:
         "OMP_NUM_THREADS": "1",
         # Where `make setup` compiles DeepSpeed's op, as in a run.
         "TORCH_EXTENSIONS_DIR": str(extensions_folder()),
+        # And ninja, which loads it.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     with tempfile.TemporaryDirectory(prefix="rayward-doctor-", ignore_cleanup_errors=True) as own:
         process = await asyncio.create_subprocess_exec(

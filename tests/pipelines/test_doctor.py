@@ -118,7 +118,7 @@ def test_all_is_well(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("stale_lock")
 def test_a_vllm_that_cannot_be_imported(tmp_path: Path) -> None:
     broken = shadow(tmp_path, "vllm", "raise OSError('libtorch.so: undefined symbol')")
-    names = ("torch", "ray", "vllm", "deepspeed-op", "deepspeed", "reward-model", "weight-sync")
+    names = ("vllm", "deepspeed-op", "deepspeed", "weight-sync")
     found = doctor(tmp_path, *names, **broken)
     assert results(found) == {
         **dict.fromkeys(names, "ok"),
@@ -144,8 +144,8 @@ def test_a_vllm_that_does_not_generate(tmp_path: Path) -> None:
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-plugin\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text("[vllm.general_plugins]\nbad = bad_plugin:register\n")
-    found = doctor(tmp_path, "torch", "vllm", "reward-model", PYTHONPATH=str(tmp_path))
-    assert results(found) == {"torch": "ok", "vllm": "failed", "reward-model": "ok"}
+    found = doctor(tmp_path, "vllm", "deepspeed", PYTHONPATH=str(tmp_path))
+    assert results(found) == {"vllm": "failed", "deepspeed": "ok"}
     assert found["vllm"]["found"] == "RuntimeError: no kernel for this CPU"
     assert "make setup" in found["vllm"]["remedy"]
 
@@ -182,7 +182,7 @@ def test_no_compiler(tmp_path: Path) -> None:
     (tools / "ninja").symlink_to(ninja)
     found = doctor(
         tmp_path,
-        *("torch", "deepspeed-op", "deepspeed", "reward-model"),
+        *("torch", "deepspeed-op", "deepspeed"),
         PATH=str(tools),
         TORCH_EXTENSIONS_DIR=str(tmp_path / "ops"),
     )
@@ -190,7 +190,6 @@ def test_no_compiler(tmp_path: Path) -> None:
         "torch": "ok",
         "deepspeed-op": "failed",
         "deepspeed": "not checked",
-        "reward-model": "ok",
     }
     assert found["deepspeed-op"]["found"].endswith("c++: not found")
     assert found["deepspeed-op"]["remedy"].startswith("install a C++ compiler")
