@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
-import ray
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
@@ -163,6 +162,9 @@ class RolloutWorker:
         """Take one part of the new weights."""
         info: Any = request.update_info
         if self._backend == BACKEND:
+            # Only who gets weights needs Ray; an engine that keeps its own runs without.
+            import ray
+
             # Fetched here: the processes of an engine that is split are no workers of Ray.
             info = {"bucket": ray.get(info["bucket"][0])}
         self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))

@@ -5,10 +5,8 @@ Each function runs in a process of its own, and imports the part that it is abou
 
 import os
 import socket
-import sys
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +23,12 @@ from cluster.config.roles import (
 from cluster.config.tiny_world import LlamaShape
 from cluster.manifest import package_versions
 from cluster.types import Message, Prompt
+from pipelines.doctor_machine import GIB
 from pipelines.doctor_process import CheckFailed, NotChecked, Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_GIB = 1024**3
 _SHAPE = LlamaShape(
     vocab_size=300,
     hidden_size=64,
@@ -66,7 +64,7 @@ def check_torch(place: Place) -> str:
         return f"computes; no GPU seen (torch is {build})"
     gpus = [torch.cuda.get_device_properties(device) for device in devices]
     return "computes; GPUs: " + ", ".join(
-        f"{gpu.name} ({gpu.total_memory / _GIB:.0f} GiB)" for gpu in gpus
+        f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in gpus
     )
 
 
@@ -159,10 +157,9 @@ def check_vllm(place: Place) -> str:
     # torch reads this one as it is imported.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     import torch
-    import vllm  # noqa: F401 (before the next line: vLLM looks whether there is a Ray)
 
-    # The worker asks Ray for weights that arrive, and here none do.
-    sys.modules["ray"] = ModuleType("ray")
+    from actors.forward import response_logprobs
+    from actors.models import load_causal_lm
     from actors.rollout_worker import RolloutWorker, rollout_environment
 
     settings = _rollout_role()
@@ -175,20 +172,13 @@ def check_vllm(place: Place) -> str:
     rollouts = worker.generate(
         [_PROMPT] * _ANSWERS, [ids] * _ANSWERS, list(range(_ANSWERS)), _SAMPLING, version=0
     )
-    from actors.models import load_causal_lm
-
     model = load_causal_lm(path, "float32")
-    worst = 0.0
-    for rollout in rollouts:
-        tokens = torch.from_numpy(rollout.token_ids)
-        with torch.no_grad():
-            logits = model(tokens[None]).logits[0]
-        rows = torch.arange(rollout.response_start, len(tokens))
-        own = torch.log_softmax(logits, -1)[rows - 1, tokens[rows]].numpy()
-        worst = max(worst, float(np.abs(own - rollout.sampler_logprobs).max()))
-    sampled = sum(len(rollout.response_ids) for rollout in rollouts)
+    with torch.no_grad():
+        own, _ = response_logprobs(model, rollouts, _SAMPLING.temperature, with_entropy=False)
+    theirs = np.concatenate([rollout.sampler_logprobs for rollout in rollouts])
+    worst = float(np.abs(own.numpy() - theirs).max())
     _require_agreement(worst, settings.precision, "vLLM", "transformers")
-    return f"{sampled} tokens sampled; logprobs as transformers', to {worst:.0e}"
+    return f"{len(theirs)} tokens sampled; logprobs as transformers', to {worst:.0e}"
 
 
 def check_reward_model(place: Place) -> str:

@@ -60,8 +60,10 @@ def make_experience(
     mixed = mix.combine(scores.safety, scores.helpfulness, tagged)
     cut = np.array([rollout.finish_reason == "length" for rollout in rollouts])
     rewards = whiten(mixed.score) - settings.missing_end_penalty * cut
-    pairs = list(zip(scores.policy_logprobs, scores.reference_logprobs, strict=True))
-    kls = [kl_per_token(policy, ref, settings.kl.estimator) for policy, ref in pairs]
+    kls = [
+        kl_per_token(policy, reference, settings.kl.estimator)
+        for policy, reference in zip(scores.policy_logprobs, scores.reference_logprobs, strict=True)
+    ]
     in_reward = 0.0 if settings.kl_in_loss else beta
     per_token = [
         token_rewards(float(reward), kl, in_reward) for reward, kl in zip(rewards, kls, strict=True)
@@ -103,13 +105,18 @@ def make_experience(
         "response_length/clip_ratio": float(cut.mean()),
         "rollout/staleness_mean": float(staleness.mean()),
         "rollout/staleness_max": float(staleness.max()),
-        **_mix_metrics(mixed),
+        **_mix_metrics(mixed, decided_by),
         **_mismatch(scores.policy_logprobs, rollouts, settings.importance_weight_cap),
     }
     if settings.has_critic:
         metrics["critic/vf_explained_var"] = explained_variance(scores.values, returns)
-    sequence_kl = float(np.mean([np.sum(p - r, dtype=np.float64) for p, r in pairs]))
-    return ExperienceBatch(experiences, sequence_kl, metrics)
+    return ExperienceBatch(experiences, sequence_kl(scores), metrics)
+
+
+def sequence_kl(scores: Scores) -> float:
+    """Mean over answers of their KL to the reference, in nats, by the estimator k1."""
+    pairs = zip(scores.policy_logprobs, scores.reference_logprobs, strict=True)
+    return float(np.mean([(policy - reference).sum() for policy, reference in pairs]))
 
 
 def explained_variance(values: list[Float32Array], returns: list[Float32Array]) -> float:
@@ -139,9 +146,8 @@ def _advantages(
     return advantages, [returns_to_go(own) for own in per_token]
 
 
-def _mix_metrics(mixed: MixedReward) -> dict[str, float]:
+def _mix_metrics(mixed: MixedReward, decided_by: Sequence[str]) -> dict[str, float]:
     """The gate rate where one model decides on each sample, else the mean weight of safety."""
-    decided_by = mixed.decided_by
     if "both" in decided_by:
         return {"reward/safety_weight": float(mixed.safety_weight.mean())}
     return {"reward/decided_by_safety": float(np.mean([by == "safety" for by in decided_by]))}
@@ -157,13 +163,14 @@ def _mismatch(
             for policy, rollout in zip(policy_logprobs, rollouts, strict=True)
         ]
     ).astype(np.float64)
-    weights = np.minimum(np.exp(drift), cap)
+    ratios = np.exp(drift)
+    weights = np.minimum(ratios, cap)
     return {
         "rollout/logprob_diff_mean": float(np.abs(drift).mean()),
         "rollout/logprob_diff_max": float(np.abs(drift).max()),
         # KL(sampler || learner), by the estimator k3.
         "rollout/mismatch_kl": float(np.mean(np.expm1(drift) - drift)),
         "rollout/importance_weight_mean": float(weights.mean()),
-        "rollout/importance_weight_capped": float(np.mean(np.exp(drift) > cap)),
+        "rollout/importance_weight_capped": float(np.mean(ratios > cap)),
         "rollout/is_eff_sample_size": float(weights.mean() ** 2 / (weights**2).mean()),
     }

@@ -34,7 +34,7 @@ from cluster.progress import announce, stage_progress
 from cluster.run_directory import RunDirectory
 from cluster.types import Experience
 from pipelines.early_stop import EarlyStop
-from pipelines.experience import ExperienceBatch, make_experience
+from pipelines.experience import ExperienceBatch, make_experience, sequence_kl
 from pipelines.kl_control import KLController
 from pipelines.prompt_stream import EncodedPrompt, PromptStream
 from pipelines.rollout_queue import VALIDATION_DRAWS, RolloutQueue
@@ -201,16 +201,7 @@ class PPO:
         tagged = [rollout.prompt.adversarial for rollout in scores.rollouts]
         score = state.mix.combine(scores.safety, scores.helpfulness, tagged).score
         reward = float(np.mean(1 / (1 + np.exp(-score.astype(np.float64)))))
-        kl = float(
-            np.mean(
-                [
-                    (policy - reference).sum()
-                    for policy, reference in zip(
-                        scores.policy_logprobs, scores.reference_logprobs, strict=True
-                    )
-                ]
-            )
-        )
+        kl = sequence_kl(scores)
         # The first beta, so that measurements compare where it is steered.
         objective = reward - self._settings.kl.beta * kl
         state.early_stop.observe(state.step, objective)

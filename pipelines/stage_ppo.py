@@ -110,7 +110,7 @@ def _measure_start(context: RunContext, policy: str, roles: Roles) -> None:
     evaluation = measure(context, name, policy, roles.sample, 0, 0, roles, mix)
     if result is None:
         result = {"seconds": time.perf_counter() - began}
-    context.run.complete_stage(name, result | {"evaluation": evaluation.model_dump(mode="json")})
+    _keep_evaluation(context, name, result, evaluation)
 
 
 def measure_sft(context: RunContext) -> None:
@@ -141,7 +141,13 @@ def measure_sft(context: RunContext) -> None:
         placement.release()
     result = context.run.stage_result("sft")
     assert result is not None
-    context.run.complete_stage("sft", result | {"evaluation": evaluation.model_dump(mode="json")})
+    _keep_evaluation(context, "sft", result, evaluation)
+
+
+def _keep_evaluation(
+    context: RunContext, stage: str, result: dict[str, Any], evaluation: StageEvaluation
+) -> None:
+    context.run.complete_stage(stage, result | {"evaluation": evaluation.model_dump(mode="json")})
 
 
 def measure(
