@@ -3,18 +3,20 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.config.recipe import Recipe
+from cluster.config.serving import ServingSettings
 from cluster.errors import InputError
 
 # A date such as 2026-13-01 is a plain ValueError.
 NOT_YAML = (yaml.YAMLError, ValueError)
-_PATHS = ("path", "chat_template", "templates", "preprompts", "previous", "earlier")
+_PATHS = ("path", "chat_template", "templates", "preprompts", "previous", "earlier", "policy")
+_Document = TypeVar("_Document", Recipe, ServingSettings)
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -40,18 +42,16 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         InputError: the file is missing, not YAML, or a setting is unknown or wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("recipe", str(path), f"a readable YAML file ({error})") from error
-    try:
-        document = parse_yaml(text)
-    except NOT_YAML as error:
-        reason = " ".join(str(error).split())
-        raise InputError("recipe", str(path), f"valid YAML ({reason})") from error
-    if not isinstance(document, dict):
-        raise InputError("recipe", str(path), "a YAML mapping of settings")
-    return make_recipe(document, overrides)
+    return make_recipe(_read(path, "recipe"), overrides)
+
+
+def load_serving(path: Path, overrides: list[str] | None = None) -> ServingSettings:
+    """Read a serving document and apply overrides, as `load_recipe`.
+
+    Raises:
+        InputError: the file is missing, not YAML, or a setting is unknown or wrong.
+    """
+    return make_serving(_read(path, "serving document"), overrides)
 
 
 def make_recipe(document: dict[str, Any], overrides: list[str] | None) -> Recipe:
@@ -60,10 +60,16 @@ def make_recipe(document: dict[str, Any], overrides: list[str] | None) -> Recipe
     Raises:
         InputError: a setting is unknown or wrong.
     """
-    for override in overrides or []:
-        _apply(document, override)
-    _make_paths_absolute(document)
-    return parse_recipe(document)
+    return parse_recipe(_finished(document, overrides))
+
+
+def make_serving(document: dict[str, Any], overrides: list[str] | None) -> ServingSettings:
+    """Apply overrides to a serving document, which changes, and validate it.
+
+    Raises:
+        InputError: a setting is unknown or wrong.
+    """
+    return parse_serving(_finished(document, overrides))
 
 
 def parse_recipe(document: dict[str, Any]) -> Recipe:
@@ -72,10 +78,45 @@ def parse_recipe(document: dict[str, Any]) -> Recipe:
     Raises:
         InputError: names the first wrong setting and how many others are wrong.
     """
+    return _parse(Recipe, document)
+
+
+def parse_serving(document: dict[str, Any]) -> ServingSettings:
+    """Validate a serving document.
+
+    Raises:
+        InputError: names the first wrong setting and how many others are wrong.
+    """
+    return _parse(ServingSettings, document)
+
+
+def _parse(kind: type[_Document], document: dict[str, Any]) -> _Document:
     try:
-        return Recipe.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
         raise _as_input_error(error, document) from error
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(what, str(path), f"a readable YAML file ({error})") from error
+    try:
+        document = parse_yaml(text)
+    except NOT_YAML as error:
+        reason = " ".join(str(error).split())
+        raise InputError(what, str(path), f"valid YAML ({reason})") from error
+    if not isinstance(document, dict):
+        raise InputError(what, str(path), "a YAML mapping of settings")
+    return document
+
+
+def _finished(document: dict[str, Any], overrides: list[str] | None) -> dict[str, Any]:
+    for override in overrides or []:
+        _apply(document, override)
+    _make_paths_absolute(document)
+    return document
 
 
 def parse_yaml(text: str) -> object:

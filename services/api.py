@@ -1,0 +1,39 @@
+"""The one door: every HTTP request comes in here, and is let in, bounded, and passed on.
+
+request -> body limit -> room -> key -> route -> { safety, helpfulness | policy | jobs } -> answer
+"""
+
+from fastapi import FastAPI
+
+from services.access import Access
+from services.backends import Backends
+from services.errors import handle_errors
+from services.health_routes import health_routes
+from services.job_routes import job_routes
+from services.limits import BodyLimit, Room
+from services.policy_routes import policy_routes
+from services.reward_drop_ins import drop_in_routes
+from services.reward_routes import reward_routes
+
+
+def make_api(backends: Backends, access: Access) -> FastAPI:
+    """The whole HTTP API of what is served."""
+    http = backends.settings.http
+    api = FastAPI(title="Rayward", description="Reward scoring, a guarded policy, and jobs.")
+    api.state.access = access
+    # The last that is added is the first that sees a request.
+    api.add_middleware(Room, limit=http.max_requests_in_work, retry_after_s=http.retry_after_s)
+    api.add_middleware(BodyLimit, limit=http.max_body_bytes)
+    api.include_router(health_routes(backends))
+    bad_request: dict[str, int] = {}
+    if backends.reward:
+        api.include_router(reward_routes(backends))
+        api.include_router(drop_in_routes(backends))
+    if backends.policy is not None:
+        api.include_router(policy_routes(backends))
+        # OpenAI's word for bad input.
+        bad_request = dict.fromkeys(("/v1/chat/completions", "/v1/completions"), 400)
+    if backends.jobs is not None:
+        api.include_router(job_routes(backends))
+    handle_errors(api, http.retry_after_s, bad_request)
+    return api

@@ -1,0 +1,121 @@
+"""The Serve application: a gateway, and behind it the deployments that the settings name.
+
+    gateway (HTTP) ─┬─► safety, helpfulness   reward models, each its own deployment
+                    ├─► policy                Ray's LLM server with vLLM
+                    └─► jobs                  on Ray's job submission API
+
+`services.app:build` is the import path for Serve's own configuration files; its arguments are
+those of `rayward serve`.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from cluster.config.load import parse_serving
+from cluster.config.roles import Resources
+from cluster.config.serving import JobServiceSettings, RewardServiceSettings, ServingSettings
+from cluster.types import AXES, Axis
+from services.access import Access
+from services.api import make_api
+from services.backends import Backends
+from services.job_service import JobService
+from services.policy_server import policy_deployment
+from services.reward_server import RewardServer
+
+_HEALTH: dict[str, Any] = {"health_check_period_s": 2.0, "health_check_timeout_s": 30.0}
+# Of a deployment's requests Serve counts those that a replica has taken, which must all be there
+# to be put into batches, and those that wait for a replica.
+_TAKEN = 4096
+
+
+class Gateway:
+    """Answers HTTP.
+
+    Args:
+        settings: what is served, as JSON.
+        reward: the reward models' deployments, by axis.
+        policy, jobs: the other deployments, where there are any.
+    """
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        reward: dict[Axis, DeploymentHandle],
+        policy: DeploymentHandle | None,
+        jobs: DeploymentHandle | None,
+    ) -> None:
+        self._backends = Backends(parse_serving(settings), reward, policy, jobs)
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve asks for the app once the replica stands."""
+        return make_api(self._backends, Access(self._backends.settings.keys))
+
+
+def build(arguments: dict[str, Any]) -> Application:
+    """The application of a serving document.
+
+    Raises:
+        InputError: a setting is unknown or wrong.
+    """
+    return application(parse_serving(arguments))
+
+
+def application(settings: ServingSettings) -> Application:
+    """The application of settings that are parsed."""
+    gateway = serve.deployment(
+        serve.ingress()(Gateway),
+        name="gateway",
+        max_ongoing_requests=_TAKEN,
+        max_queued_requests=_TAKEN,
+        ray_actor_options={"num_cpus": 0},
+        **_HEALTH,
+    )
+    return gateway.bind(
+        settings.model_dump(mode="json"),
+        {} if settings.reward is None else _reward_models(settings.reward),
+        None if settings.policy is None else policy_deployment(settings.policy),
+        None if settings.jobs is None else _jobs(settings.jobs),
+    )
+
+
+def _reward_models(settings: RewardServiceSettings) -> dict[Axis, Application]:
+    models = {axis: getattr(settings, axis) for axis in AXES}
+    return {
+        axis: serve.deployment(
+            RewardServer,
+            name=axis,
+            num_replicas=model.replicas,
+            max_ongoing_requests=model.max_queued_items,
+            max_queued_requests=model.max_queued_items,
+            ray_actor_options=actor_options(model.resources),
+            **_HEALTH,
+        ).bind(axis, model, settings.policy, settings.deterministic)
+        for axis, model in models.items()
+        if model is not None
+    }
+
+
+def _jobs(settings: JobServiceSettings) -> Application:
+    return serve.deployment(
+        JobService,
+        name="jobs",
+        max_ongoing_requests=_TAKEN,
+        max_queued_requests=_TAKEN,
+        ray_actor_options={"num_cpus": 0},
+        **_HEALTH,
+    ).bind(settings)
+
+
+def actor_options(resources: Resources) -> dict[str, Any]:
+    """What a replica asks of Ray, as Serve takes it."""
+    return {
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus,
+        "resources": resources.custom,
+        "label_selector": resources.labels,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(resources.threads)}},
+    }

@@ -1,0 +1,22 @@
+"""What the routes pass requests on to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray.serve.handle import DeploymentHandle
+
+from cluster.config.serving import ServingSettings
+from cluster.types import Axis
+
+
+@dataclass(frozen=True)
+class Backends:
+    """The deployments behind the gateway, as far as they are served."""
+
+    settings: ServingSettings
+    reward: Mapping[Axis, DeploymentHandle]
+    """Of `services.reward_server.RewardServer`, by axis; empty where none is served."""
+    policy: DeploymentHandle | None
+    """Of Ray's own LLM server, with vLLM in it."""
+    jobs: DeploymentHandle | None
+    """Of `services.job_service.JobService`."""
