@@ -204,12 +204,21 @@ def token_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     return _head(model)(_hidden(model, input_ids, attention_mask)).squeeze(-1).float()
 
 
-def sequence_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def sequence_scores(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    head_rows: int | None = None,
+) -> Tensor:
     """One score per row, by a model of `load_scalar_model` or `load_reward_model`.
 
     A decoder's is its head's output at the row's last attended token: taken from the mask and
     never from the pad id, which may equal the end token's id. Other classifiers pool in their own
     way. Arguments as for `token_values`; every row has a token.
+
+    Args:
+        head_rows: a decoder's head is always given so many rows at once, because a product of few
+            rows has other last bits than one of many. None: as many as there are.
 
     Returns:
         float32 [B], logits.
@@ -223,7 +232,7 @@ def sequence_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: T
     hidden = _hidden(model, input_ids, attention_mask)
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     last = attention_mask.sum(dim=1) - 1
-    return _head(model)(hidden[rows, last]).squeeze(-1).float()
+    return _head_scores(model, hidden[rows, last], head_rows)
 
 
 @torch.no_grad()
@@ -280,6 +289,17 @@ def _head(model: PreTrainedModel) -> nn.Module:
     name = token_head(model)
     assert name is not None
     return model.get_submodule(name)
+
+
+def _head_scores(model: PreTrainedModel, pooled: Tensor, head_rows: int | None) -> Tensor:
+    """The head's output for each row of [B, hidden]: float32 [B]."""
+    head = _head(model)
+    if head_rows is None:
+        return head(pooled).squeeze(-1).float()
+    missing = -len(pooled) % head_rows
+    whole = nn.functional.pad(pooled, (0, 0, 0, missing))
+    scores = torch.cat([head(block) for block in whole.split(head_rows)])
+    return scores[: len(pooled)].squeeze(-1).float()
 
 
 def _hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A reward model: conversations in, one logit each out; safety and helpfulness are two of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,54 +9,57 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.chat import decode_response, encode_answered, require_template
-from actors.microbatches import length_mask, part_of, right_pad
+from actors.chat import require_template
+from actors.microbatches import part_of
 from actors.model_kinds import positions
-from actors.models import (
-    ignores_padding,
-    load_reward_model,
-    load_tokenizer,
-    read_tokenizer,
-    sequence_scores,
-    speak_alike,
-    weights_digest,
-)
+from actors.models import load_reward_model, load_tokenizer, read_tokenizer, weights_digest
+from actors.reward_encoding import RewardEncoder
+from actors.reward_passes import RewardPasses
 from cluster.config.roles import RewardRole
 from cluster.errors import InputError, UnscoredError
 from cluster.types import Float32Array, Rollout
 
 RewardName = Literal["safety", "helpfulness", "judge"]
 
-# Lengths are padded to a multiple of this, and so many rows share a forward pass.
-_BUCKET = 16
-_ROWS = 8
-
 
 class RewardModel:
     """Scores whole conversations.
-
-    A model that speaks the policy's tokens reads them as they are. Any other gets the text and
-    puts it through its own tokenizer and chat template.
 
     Args:
         role: what it judges; names it in errors.
         path: a transformers directory or hub id of a sequence classifier with one output.
         settings: the role's settings.
-        policy_path: where the policy's tokenizer is.
+        policy_path: where the policy's tokenizer is. None: no policy's answers in particular are
+            scored, and every conversation goes through the model's own chat template.
+        section: where its settings are, for errors; that of a recipe if it is not given.
+
+    Attributes:
+        encoder: makes its tokens.
+        passes: plans and runs its forward passes.
+        room: the most tokens that it reads; None: no limit is known.
     """
 
-    def __init__(self, role: RewardName, path: str, settings: RewardRole, policy_path: str) -> None:
+    def __init__(
+        self,
+        role: RewardName,
+        path: str,
+        settings: RewardRole,
+        policy_path: str | None,
+        section: str | None = None,
+    ) -> None:
         torch.set_num_threads(settings.resources.threads)
         self._role = role
-        self._settings = settings
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_reward_model(path, settings.precision, f"{section_of(role)}.path")
+        field = f"{section or section_of(role)}.path"
+        self._model = load_reward_model(path, settings.precision, field)
         nn.Module.to(self._model, device).requires_grad_(False).eval()
-        self._tokenizer = load_reward_tokenizer(role, path, settings)
-        self._policy_tokenizer = load_tokenizer(policy_path, "ppo.policy.path")
-        self._same_tokens = speak_alike(self._tokenizer, self._policy_tokenizer)
-        self._room = longest_input(self._model, None if self._same_tokens else self._tokenizer)
-        self._pads = ignores_padding(self._model)
+        tokenizer = load_reward_tokenizer(role, path, settings, section)
+        self.encoder = RewardEncoder(
+            tokenizer,
+            None if policy_path is None else load_tokenizer(policy_path, "ppo.policy.path"),
+        )
+        self.room = longest_input(self._model, None if self.encoder.same_tokens else tokenizer)
+        self.passes = RewardPasses(self._model, self.room, settings.max_tokens_per_microbatch)
 
     def score(self, rollouts: Sequence[Rollout], part: int = 0, parts: int = 1) -> Float32Array:
         """Score rollouts: N of them -> float32 [N] logits.
@@ -68,9 +71,8 @@ class RewardModel:
                 finite. It never becomes a number.
         """
         own = part_of(rollouts, part, parts)
-        return self.score_tokens([self._own_tokens(rollout) for rollout in own])
+        return self.score_tokens([self.encoder.rollout(rollout) for rollout in own])
 
-    @torch.no_grad()
     def score_tokens(self, sequences: Sequence[Sequence[int]]) -> Float32Array:
         """Score N token sequences of this model's own tokenizer -> float32 [N] logits.
 
@@ -80,17 +82,11 @@ class RewardModel:
         Raises:
             UnscoredError: as `score`.
         """
-        self._require_room([len(sequence) for sequence in sequences])
+        lengths = [len(sequence) for sequence in sequences]
+        self._require_room(lengths)
         scores = np.full(len(sequences), np.nan, dtype=np.float32)
-        for length, rows in self._passes(sequences):
-            own = [len(sequences[row]) for row in rows]
-            ids = right_pad(
-                [[*sequences[row], *[0] * (length - n)] for row, n in zip(rows, own, strict=True)],
-                0,
-            )
-            mask = length_mask([*own, length])[:-1]
-            device = self._model.device
-            scores[rows] = sequence_scores(self._model, ids.to(device), mask.to(device)).cpu()
+        for rows in self.passes.plan(lengths, fixed=True):
+            scores[rows] = self.passes.run([sequences[row] for row in rows], fixed=True)
         unscored = int((~np.isfinite(scores)).sum())
         if unscored:
             raise UnscoredError(f"{self._role}: {unscored} of {len(scores)} scores are not finite")
@@ -100,41 +96,13 @@ class RewardModel:
         """A hash of all weights."""
         return weights_digest(self._model)
 
-    def _own_tokens(self, rollout: Rollout) -> list[int]:
-        if self._same_tokens:
-            return rollout.token_ids.tolist()
-        text = decode_response(self._policy_tokenizer, rollout.response_ids.tolist())
-        ended = rollout.finish_reason == "stop"
-        return encode_answered(self._tokenizer, rollout.prompt.messages, text, ended)
-
     def _require_room(self, lengths: Sequence[int]) -> None:
-        over = [length for length in lengths if self._room is not None and length > self._room]
+        over = [length for length in lengths if self.room is not None and length > self.room]
         if over:
             raise UnscoredError(
                 f"{self._role}: {len(over)} of {len(lengths)} conversations are longer than the "
-                f"model's {self._room} tokens; the longest has {max(over)}"
+                f"model's {self.room} tokens; the longest has {max(over)}"
             )
-
-    def _passes(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Padded length and rows of each forward pass.
-
-        A pass that is not full repeats its last row. A model that padding would mislead reads
-        one row at a time.
-        """
-        if not self._pads:
-            yield from ((len(sequence), [row]) for row, sequence in enumerate(sequences))
-            return
-        buckets: dict[int, list[int]] = {}
-        for row, sequence in enumerate(sequences):
-            length = -(-len(sequence) // _BUCKET) * _BUCKET
-            # Not beyond the last position that there is: an embedding knows no other.
-            length = length if self._room is None else min(length, self._room)
-            buckets.setdefault(length, []).append(row)
-        for length, members in sorted(buckets.items()):
-            size = max(1, min(_ROWS, self._settings.max_tokens_per_microbatch // length))
-            for start in range(0, len(members), size):
-                rows = members[start : start + size]
-                yield length, rows + rows[-1:] * (size - len(rows))
 
 
 def section_of(role: RewardName) -> str:
@@ -143,14 +111,17 @@ def section_of(role: RewardName) -> str:
 
 
 def load_reward_tokenizer(
-    role: RewardName, path: str, settings: RewardRole
+    role: RewardName, path: str, settings: RewardRole, section: str | None = None
 ) -> PreTrainedTokenizerBase:
     """Load a reward model's tokenizer, with the chat template that the settings name, if any.
+
+    Args:
+        section: where the settings are, for errors; that of a recipe if it is not given.
 
     Raises:
         InputError: there is no tokenizer, no chat template, or one that writes no conversation.
     """
-    section = section_of(role)
+    section = section or section_of(role)
     tokenizer = read_tokenizer(path, f"{section}.path")
     field, source = f"{section}.path", path
     if settings.chat_template is not None:

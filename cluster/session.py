@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,7 +22,13 @@ _EXPECTED = "host:port or ray://host:port of a running Ray cluster"
 
 
 @contextmanager
-def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[None]:
+def ray_session(
+    address: str | None,
+    cpus: float,
+    workdir: Path,
+    environment: Mapping[str, str] | None = None,
+    dashboard: bool = False,
+) -> Iterator[None]:
     """A Ray session for the time of the block.
 
     Args:
@@ -32,6 +38,8 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
             because its roles take turns: more processes than cores is by design.
         workdir: the working directory of this process from here on. Ray puts it first on the
             workers' path, where a user's own `services/` folder would shadow ours.
+        environment: variables for this process and every process of the session.
+        dashboard: start an embedded Ray's dashboard too, whose API jobs are submitted to.
 
     Raises:
         InputError: nothing answers at the address.
@@ -45,11 +53,12 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
     # To load it, ninja must be on the path, also for who calls `rayward` by its place.
     programs = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", "")])
+    os.environ.update(environment or {})
     if address is None:
         ray.init(
             address="local",
             num_cpus=max(int(cpus + 0.999), os.cpu_count() or 1),
-            include_dashboard=False,
+            include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -58,7 +67,12 @@ def ray_session(address: str | None, cpus: float, workdir: Path) -> Iterator[Non
         # does not send its own; this is how Ray itself turns that on, where there is a token.
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                runtime_env={"env_vars": dict(environment)} if environment else None,
+            )
         except ConnectionError as error:
             expected = f"{_EXPECTED}, and its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             raise InputError("--address", address, f"{expected} ({error})") from error

@@ -146,6 +146,8 @@ class JobServiceSettings(Settings):
     while they run; the history of jobs is what lies there."""
     max_running: int = Field(default=1, ge=1)
     """Jobs that run at the same time; the others wait, by priority and then by age."""
+    max_queued: int = Field(default=1000, ge=1)
+    """Jobs that wait, at most; submissions beyond are answered with 503."""
     stop_grace_s: float = Field(default=10.0, gt=0)
     """A cancelled job has so long to write a checkpoint before it is killed."""
 

@@ -354,3 +354,19 @@ def test_a_path_that_is_no_reward_model_is_named(policy: str, tmp_path: Path) ->
     # A language model would be given a head that has learned nothing.
     with pytest.raises(InputError, match="it is a LlamaForCausalLM"):
         RewardModel("safety", policy, ReplicatedRewardRole(), policy)
+
+
+def test_a_model_for_no_policy_in_particular_writes_conversations_itself(
+    policy: str, tmp_path: Path
+) -> None:
+    path = write_scalar(tmp_path / "reward", policy)
+    model = RewardModel("safety", path, ReplicatedRewardRole(), None)
+    ids = [model.encoder.answered(ASK, text, True) for text in TEXTS]
+    turns = [
+        [{"role": "user", "content": "ask"}, {"role": "assistant", "content": t}] for t in TEXTS
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert ids == [tokenizer.apply_chat_template(turn)["input_ids"] for turn in turns]
+    assert np.ptp(model.score_tokens(ids)) > 0.01
+    with pytest.raises(InputError, match=r"^reward\.safety\.path: "):
+        RewardModel("safety", str(tmp_path), ReplicatedRewardRole(), None, "reward.safety")

@@ -1,0 +1,170 @@
+"""A thin client of the HTTP API, for the command line."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import httpx
+
+_TIMEOUT_S = 120.0
+# A stream of events says something every 15 seconds, be it that there is nothing new.
+_STREAM_TIMEOUT_S = 60.0
+_TRIES = 4
+_LONGEST_WAIT_S = 10.0
+_RECONNECT_AFTER_S = 1.0
+
+
+class RequestFailed(Exception):
+    """The service refused, or nobody answered.
+
+    Args:
+        message: one line.
+        status: HTTP's; None where there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None) -> None:
+        super().__init__(" ".join(message.split()))
+        self.status = status
+
+    @property
+    def is_callers_fault(self) -> bool:
+        """Whether the same request would fail again."""
+        return self.status is not None and 400 <= self.status < 500
+
+
+@dataclass(frozen=True)
+class Event:
+    """A server-sent event."""
+
+    kind: str
+    data: dict[str, Any]
+
+
+class Client:
+    """Asks a service.
+
+    A 503 is waited out, a few times. Every method raises `RequestFailed`.
+
+    Args:
+        url: of the service.
+        key: of whoever asks; None where the service asks for none.
+    """
+
+    def __init__(self, url: str, key: str | None) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._url = url
+        try:
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S)
+        except (httpx.InvalidURL, ValueError) as error:
+            # A key with a line break is no header.
+            raise RequestFailed(f"{url}: {error}", None) from error
+
+    def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
+        """The answer to a question."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._ask("GET", path, params=given)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer to a request; one that is sent again is not done again."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        return self._ask("POST", path, json=body, headers=headers)
+
+    def events(self, job: str) -> Iterator[Event]:
+        """A job's events until it has come to its end, over as many connections as it takes."""
+        last: str | None = None
+        failures = 0
+        while True:
+            headers = {} if last is None else {"Last-Event-ID": last}
+            try:
+                with self._http.stream(
+                    "GET", f"/v1/jobs/{job}/events", headers=headers, timeout=_STREAM_TIMEOUT_S
+                ) as response:
+                    if response.status_code != 200:
+                        response.read()
+                        raise _failure(response)
+                    for last, event in _events(response.iter_lines()):
+                        failures = 0
+                        yield event
+                # The service ends a stream behind a job's end, and when it is stopped itself.
+                if self._has_ended(job):
+                    return
+            except httpx.TransportError as error:
+                failures += 1
+                if failures == _TRIES:
+                    raise self._no_answer(error) from error
+            except RequestFailed as failed:
+                failures += 1
+                if failed.status != 503 or failures == _TRIES:
+                    raise
+            time.sleep(_RECONNECT_AFTER_S)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _has_ended(self, job: str) -> bool:
+        state = self.get(f"/v1/jobs/{job}")["state"]
+        return state not in ("queued", "running", "cancelling")
+
+    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+        for attempt in range(1, _TRIES + 1):
+            try:
+                response = self._http.request(method, path, **options)
+            except httpx.TransportError as error:
+                raise self._no_answer(error) from error
+            if response.status_code != 503 or attempt == _TRIES:
+                break
+            wait_s = response.headers.get("Retry-After", "1")
+            time.sleep(min(float(wait_s) if wait_s.isdigit() else 1.0, _LONGEST_WAIT_S))
+        if not response.is_success:
+            raise _failure(response)
+        return _json(response)
+
+    def _no_answer(self, error: httpx.TransportError) -> RequestFailed:
+        return RequestFailed(
+            f"nothing answers at {self._url} ({error or type(error).__name__})", None
+        )
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str | None, Event]]:
+    """The events of a stream, each with the id to go on from."""
+    last: str | None = None
+    kind, data = "message", ""
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            data += value
+        elif name == "id":
+            last = value
+        elif not line and data:
+            yield last, Event(kind, json.loads(data))
+            kind, data = "message", ""
+
+
+def _failure(response: httpx.Response) -> RequestFailed:
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = f"{response.url} answered {response.status_code}"
+    return RequestFailed(str(message), response.status_code)
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise RequestFailed(f"{response.url}: what answers there is no Rayward", None)
+    return document

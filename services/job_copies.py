@@ -1,0 +1,132 @@
+"""Where runs are while they run: in place, or in a local folder that is copied to a store.
+
+Jobs write files in place, append and lock, which no object store can do.
+"""
+
+import hashlib
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from services.job_records import FOLDER, JobRecord
+from services.job_runs import RunsRoot
+
+_COPY_EVERY_S = 5.0
+# What says that something else is there goes last.
+_MARKERS = ("stages/", "promoted.json", "manifest.json", "status.json")
+_UNCOPIED = (".lock",)
+# Written beside its target, and renamed when it is whole (cluster.atomic).
+_TEMPORARY = ".tmp"
+
+
+class Copies:
+    """The way of runs between the runs root and the place where they run.
+
+    Args:
+        root: where runs belong.
+    """
+
+    def __init__(self, root: RunsRoot) -> None:
+        self._root = root
+        self.place = root
+        """Where jobs run: always local."""
+        if not root.is_local:
+            name = hashlib.sha256(root.uri.encode()).hexdigest()[:16]
+            scratch = Path(tempfile.gettempdir()) / f"rayward-runs-{name}"
+            scratch.mkdir(mode=0o700, exist_ok=True)
+            self.place = RunsRoot(str(scratch))
+        # What lies at the root already: size and time of change, by path.
+        self._copied: dict[str, dict[str, tuple[int, int]]] = {}
+        self._last: dict[str, float] = {}
+        self._locks: dict[str, threading.Lock] = {}
+
+    def nearest(self, job: str) -> RunsRoot:
+        """Where a job's files are newest."""
+        return self.place if Path(self.place.path, FOLDER, job).is_dir() else self._root
+
+    def fetch(self, job: JobRecord) -> None:
+        """Have a job's files, those of an earlier attempt too, where it is to run."""
+        if self.place is self._root:
+            return
+        for folder in (f"{FOLDER}/{job.id}", job.id):
+            target = Path(self.place.path, folder)
+            shutil.rmtree(target, ignore_errors=True)
+            selector = fs.FileSelector(f"{self._root.path}/{folder}", allow_not_found=True)
+            if self._root.filesystem.get_file_info(selector):
+                fs.copy_files(
+                    f"{self._root.path}/{folder}",
+                    str(target),
+                    source_filesystem=self._root.filesystem,
+                    destination_filesystem=self.place.filesystem,
+                )
+        self._copied.pop(job.id, None)
+
+    def bring(self, job: JobRecord) -> None:
+        """Copy what is new of a running job to the root, if the last time was long ago."""
+        if self.place is self._root:
+            return
+        if time.monotonic() - self._last.get(job.id, -_COPY_EVERY_S) >= _COPY_EVERY_S:
+            self._copy(job)
+
+    def finish(self, job: JobRecord) -> None:
+        """Copy what is new of a job that has ended, and give its room here back."""
+        if self.place is self._root or not Path(self.place.path, FOLDER, job.id).is_dir():
+            return
+        self._copy(job)
+        self._copied.pop(job.id, None)
+        self._last.pop(job.id, None)
+        for folder in (job.id, f"{FOLDER}/{job.id}"):
+            shutil.rmtree(Path(self.place.path, folder), ignore_errors=True)
+
+    def _copy(self, job: JobRecord) -> None:
+        done = self._copied.setdefault(job.id, {})
+        base = Path(self.place.path)
+        found = {job.log: base / job.log} | {
+            path.relative_to(base).as_posix(): path
+            for path in (base / job.id).rglob("*")
+            if path.name not in _UNCOPIED and not path.name.endswith(_TEMPORARY)
+        }
+        for name in sorted(found, key=lambda name: _rank(name.removeprefix(f"{job.id}/"))):
+            path = found[name]
+            try:
+                if not path.is_file():
+                    continue
+                about = path.stat()
+                if done.get(name) == (about.st_size, about.st_mtime_ns):
+                    continue
+                self._upload(path, name)
+            except FileNotFoundError:
+                # Checkpoints are taken away while the job runs.
+                continue
+            done[name] = (about.st_size, about.st_mtime_ns)
+        for gone in [name for name in done if name not in found]:
+            self._root.filesystem.delete_file(f"{self._root.path}/{gone}")
+            del done[gone]
+        self._last[job.id] = time.monotonic()
+
+    def _upload(self, path: Path, name: str) -> None:
+        target = f"{self._root.path}/{name}"
+        self._root.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        with pa.OSFile(str(path)) as source:
+            data_size = source.size()
+            with self._root.filesystem.open_output_stream(target) as sink:
+                # A log may grow meanwhile; what is new comes the next time.
+                while data_size > 0:
+                    chunk = source.read(min(data_size, 8 * 1024 * 1024))
+                    if not chunk:
+                        break
+                    sink.write(chunk)
+                    data_size -= len(chunk)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Files in the order in which they are copied: whatever is not a marker first."""
+    for place, marker in enumerate(_MARKERS, start=1):
+        if name.startswith(marker):
+            return place, name
+    return 0, name

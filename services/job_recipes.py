@@ -1,0 +1,87 @@
+"""What is submitted is looked at as `rayward run` will look at it, before it waits for hours."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.config.load import parse_recipe
+from cluster.config.recipe import Recipe
+from cluster.errors import InputError
+from cluster.tables import DataDirectory
+from services.job_schemas import JobKind
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LONGEST_VALUE = 200
+_MODELS = ("path", "previous")
+_FILES = ("chat_template", "templates", "preprompts")
+
+
+def check_config(kind: JobKind, config: dict[str, Any]) -> Recipe:
+    """Validate a recipe that was submitted, and look for the places that it names.
+
+    Raises:
+        InputError: what is wrong, with its field under `config`.
+    """
+    try:
+        recipe = parse_recipe(config)
+        if kind == "stage" and len(recipe.stages) != 1:
+            expected = "exactly one stage for a job of kind stage"
+            raise InputError("stages", list(recipe.stages), expected)
+        if recipe.data.path is not None:
+            _require_data(recipe.data.path)
+        document = recipe.model_dump(mode="json", exclude={"data"})
+        for field, value in _places(document):
+            _require_place(field, value)
+    except InputError as error:
+        field = "config" if error.field == "recipe" else f"config.{error.field}"
+        raise InputError(_readable(field), _short(error.value), error.expected) from error
+    return recipe
+
+
+def _require_data(path: str) -> None:
+    if "://" not in path and not Path(path).is_absolute():
+        raise InputError("data.path", path, "an absolute path of the server, or a URI")
+    try:
+        DataDirectory(path).require_complete()
+    except InputError as error:
+        raise InputError("data.path", path, error.expected) from error
+
+
+def _places(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every file, folder and model that a recipe names, with its setting."""
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from _places(value, f"{prefix}{name}.")
+        elif name in (*_MODELS, *_FILES) and isinstance(value, str):
+            yield prefix + name, value
+        elif name == "earlier":
+            yield from ((f"{prefix}{name}.{index}", one) for index, one in enumerate(value))
+
+
+def _require_place(field: str, value: str) -> None:
+    is_model = field.rpartition(".")[2] in _MODELS
+    if not Path(value).is_absolute():
+        # Whether a hub has it only the hub can say.
+        if not is_model or not _HUB_ID.fullmatch(value):
+            also = " or a hub id" if is_model else ""
+            raise InputError(field, value, f"an absolute path of the server{also}")
+        return
+    try:
+        Path(value).stat()
+    except (OSError, ValueError) as error:
+        # ValueError: a null byte.
+        raise InputError(field, value, "a place that exists on the server") from error
+
+
+def _short(value: object) -> object:
+    """A value for a message; a long one is cut, for it may be anything."""
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) <= _LONGEST_VALUE:
+        return value
+    return text[:_LONGEST_VALUE] + "..."
+
+
+def _readable(text: str) -> str:
+    """Half a surrogate pair, which JSON can carry, cannot be written as UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()[:_LONGEST_VALUE]

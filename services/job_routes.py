@@ -1,0 +1,187 @@
+"""The routes of jobs. Requests go on to the job service; events come from asking it often."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from services.access import needs
+from services.backends import Backends
+from services.errors import ApiError, documented
+from services.job_events import Cursor, EventPage, parse_cursor
+from services.job_refusals import Refusal
+from services.job_schemas import (
+    LISTED_NAME,
+    Job,
+    JobDetail,
+    JobList,
+    JobState,
+    LogPage,
+    MetricsPage,
+    SamplesPage,
+    SubmitRequest,
+    Submitted,
+)
+
+_LOOK_EVERY_S = 0.5
+_FURTHEST = 2**53  # what JSON numbers hold exactly, in every language
+_STAGE_NAME = r"^[a-z0-9_][a-z0-9_-]{0,62}$"
+# The job service is being replaced, or has too much to do; a stream of events waits.
+_AWAY = (RayActorError, DeploymentUnavailableError, BackPressureError, TimeoutError)
+
+_T = TypeVar("_T")
+_Id = Annotated[str, Path(alias="id", pattern=LISTED_NAME, description="A job's id.")]
+_Offset = Annotated[int, Query(ge=0, le=_FURTHEST)]
+_Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The same key twice, with the same body, is one job.",
+    ),
+]
+_LastEventId = Annotated[
+    str | None,
+    Header(alias="Last-Event-ID", description="Go on behind the event of this id."),
+]
+_READING: dict[str, Any] = {
+    "dependencies": [Depends(needs("jobs:read"))],
+    "responses": documented(401, 403, 404, 409, 422, 429, 503),
+}
+_WRITING: dict[str, Any] = {
+    "dependencies": [Depends(needs("jobs:write"))],
+    "responses": documented(401, 403, 404, 409, 413, 422, 429, 503),
+}
+
+
+class _Asking:
+    """Asks the job service, and raises what it refuses."""
+
+    def __init__(self, service: DeploymentHandle, timeout_s: float) -> None:
+        self._service = service
+        self._timeout_s = timeout_s
+
+    async def __call__(self, kind: type[_T], method: str, *arguments: object) -> _T:
+        async with asyncio.timeout(self._timeout_s):
+            found = await getattr(self._service, method).remote(*arguments)
+        if isinstance(found, Refusal):
+            raise found.error()
+        assert isinstance(found, kind)
+        return found
+
+
+def job_routes(backends: Backends) -> APIRouter:
+    """`/v1/jobs` and what is below it."""
+    router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+    assert backends.jobs is not None
+    ask = _Asking(backends.jobs, backends.settings.http.request_timeout_s)
+
+    @router.post(
+        "",
+        status_code=201,
+        dependencies=[Depends(needs("jobs:write"))],
+        responses={
+            200: {"model": Job, "description": "It was submitted before."},
+            **documented(401, 403, 409, 413, 422, 429, 503),
+        },
+    )
+    async def submit(request: SubmitRequest, response: Response, key: _Key = None) -> Job:
+        """Submit a recipe, or one stage of one; it runs when it is its turn."""
+        submitted = await ask(Submitted, "submit", request, key)
+        if submitted.is_replay:
+            response.status_code = 200
+            response.headers["Idempotency-Replayed"] = "true"
+        return submitted.job
+
+    @router.get("", **_READING)
+    async def jobs(
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        after: Annotated[str | None, Query(pattern=LISTED_NAME)] = None,
+        state: JobState | None = None,
+    ) -> JobList:
+        """All jobs, newest first, also those that were started another way."""
+        return await ask(JobList, "jobs", limit, after, state)
+
+    @router.get("/{id}", **_READING)
+    async def job(name: _Id) -> JobDetail:
+        """A job, and what there is of its run."""
+        return await ask(JobDetail, "job", name)
+
+    @router.get("/{id}/logs", **_READING)
+    async def logs(
+        name: _Id,
+        offset: _Offset = 0,
+        limit: Annotated[int, Query(ge=1, le=1024 * 1024)] = 64 * 1024,
+    ) -> LogPage:
+        """What a job said, by offsets in bytes."""
+        return await ask(LogPage, "log", name, offset, limit)
+
+    @router.get("/{id}/metrics", **_READING)
+    async def metrics(
+        name: _Id,
+        stage: Annotated[str | None, Query(max_length=63)] = None,
+        offset: _Offset = 0,
+        limit: Annotated[int, Query(ge=1, le=5000)] = 500,
+    ) -> MetricsPage:
+        """Numbers by step, of one stage or of all."""
+        return await ask(MetricsPage, "metrics", name, stage, offset, limit)
+
+    @router.get("/{id}/samples", **_READING)
+    async def samples(
+        name: _Id,
+        stage: Annotated[str, Query(pattern=_STAGE_NAME)],
+        offset: _Offset = 0,
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    ) -> SamplesPage:
+        """A policy's answers on held-out prompts, and how they were judged."""
+        return await ask(SamplesPage, "samples", name, stage, offset, limit)
+
+    @router.post("/{id}/cancel", status_code=202, **_WRITING)
+    async def cancel(name: _Id) -> Job:
+        """Cancel a job: one that waits at once, one that runs at its next step's end."""
+        return await ask(Job, "cancel", name)
+
+    @router.post("/{id}/resume", status_code=202, **_WRITING)
+    async def resume(name: _Id) -> Job:
+        """Go on with a job that failed, was cancelled or interrupted, in its run directory."""
+        return await ask(Job, "resume", name)
+
+    async def place(name: _Id, last: _LastEventId = None) -> tuple[str, Cursor]:
+        cursor = Cursor() if last is None else parse_cursor(last)
+        if cursor is None:
+            raise ApiError(422, "Last-Event-ID: no id of an event", "Last-Event-ID")
+        # A stream that has begun can no longer say that there is nothing to stream.
+        await ask(EventPage, "events", name, cursor)
+        return name, cursor
+
+    @router.get("/{id}/events", response_class=EventSourceResponse, **_READING)
+    async def events(
+        place: Annotated[tuple[str, Cursor], Depends(place)],
+    ) -> AsyncIterator[ServerSentEvent]:
+        """What happens to a job, as server-sent events, until it has come to its end.
+
+        `state`: how it stands. `metrics`: the numbers of one step. `reset`: the metrics so far are
+        taken back, because the run went on from an earlier step; those that stand follow.
+        """
+        name, cursor = place
+        while True:
+            try:
+                page = await ask(EventPage, "events", name, cursor)
+            except _AWAY:
+                await asyncio.sleep(_LOOK_EVERY_S)
+                continue
+            for one in page.events:
+                yield ServerSentEvent(event=one.event, id=str(one.cursor), data=one.data)
+                cursor = one.cursor
+            if page.final:
+                return
+            if not page.more:
+                await asyncio.sleep(_LOOK_EVERY_S)
+
+    return router

@@ -1,0 +1,223 @@
+"""Jobs: the replica that keeps the queue, and answers what the routes ask.
+
+submission -> record on disk -> queue -> Ray -> run directory -> answers, events
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from cluster.config.serving import JobServiceSettings
+from services.errors import ApiError
+from services.job_copies import Copies
+from services.job_events import Cursor, EventPage, events_since
+from services.job_files import LONGEST_CHARACTER, decode_part
+from services.job_history import History, Known
+from services.job_queue import JobQueue
+from services.job_recipes import check_config
+from services.job_records import Records, digest
+from services.job_refusals import refusing
+from services.job_runner import JobRunner
+from services.job_runs import RunsRoot
+from services.job_schemas import (
+    FINAL,
+    Job,
+    JobDetail,
+    JobList,
+    JobState,
+    LogPage,
+    MetricsPage,
+    SamplesPage,
+    SubmitRequest,
+    Submitted,
+)
+from services.ray_jobs import RayAway, RayJob, RayJobs
+
+_LIST_KEPT_S = 1.0
+_LIST_TIMEOUT_S = 5.0
+
+_T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
+
+
+class JobService:
+    """Keeps the queue. There is one replica; what it has answered is on disk.
+
+    Its methods return a `Refusal` where they would raise an `ApiError`.
+
+    Args:
+        settings: where the runs are, and how many run at a time.
+
+    Raises:
+        InputError: the runs root is no folder or URI.
+    """
+
+    def __init__(self, settings: JobServiceSettings) -> None:
+        self._root = RunsRoot(settings.runs_root)
+        copies = Copies(self._root)
+        self._copies = copies
+        self._queue = JobQueue(Records(self._root), settings.max_queued)
+        self._ray = RayJobs(settings.stop_grace_s)
+        self._history = History(self._root, copies)
+        self._runner = JobRunner(
+            self._queue,
+            self._root,
+            copies,
+            self._ray,
+            settings.max_running,
+            settings.stop_grace_s,
+        )
+        # Serve makes the replica inside its event loop.
+        self._work = asyncio.get_running_loop().create_task(self._runner.run())
+        self._changes: set[asyncio.Task[Any]] = set()
+        self._ray_jobs: list[RayJob] = []
+        self._asked_ray = -_LIST_KEPT_S
+
+    async def check_health(self) -> None:
+        """Serve asks now and then; a replica whose queue stands still is replaced."""
+        if self._work.done():
+            self._work.result()
+
+    @refusing
+    async def submit(self, request: SubmitRequest, key: str | None) -> Submitted:
+        """Get a job in line.
+
+        Args:
+            request: what to run.
+            key: the request's idempotency key; the same one twice is one job.
+        """
+        body = digest(request.model_dump())
+        known = self._queue.replay(key, body)
+        if known is not None:
+            return Submitted(job=(await self._known(known.id)).job, is_replay=True)
+        recipe = await asyncio.to_thread(check_config, request.kind, request.config)
+        record, replayed = await self._whole(
+            self._queue.add(request.kind, recipe, request.priority, key, body)
+        )
+        self._runner.wake()
+        return Submitted(job=(await self._known(record.id)).job, is_replay=replayed)
+
+    @refusing
+    async def jobs(self, limit: int, after: str | None, state: JobState | None) -> JobList:
+        """A page of all jobs, newest first.
+
+        Args:
+            limit: of jobs on the page.
+            after: the last job of the page before.
+            state: only jobs in this state.
+        """
+        ray_jobs = await self._from_ray()
+        found = await asyncio.to_thread(self._history.all, list(self._queue.all()), ray_jobs)
+        start = 0
+        if after is not None:
+            places = [place for place, job in enumerate(found, start=1) if job.id == after]
+            if not places:
+                raise ApiError(422, f"after: no job {after!r}", "after", "invalid_value")
+            start = places[0]
+        page = [job for job in found[start:] if state is None or job.state == state]
+        return JobList(jobs=page[:limit], next=page[limit - 1].id if len(page) > limit else None)
+
+    @refusing
+    async def job(self, name: str) -> JobDetail:
+        """A job and what there is of its run."""
+        known = await self._known(name)
+        return await asyncio.to_thread(known.detail)
+
+    @refusing
+    async def log(self, name: str, offset: int, limit: int) -> LogPage:
+        """A part of what a job said, in bytes."""
+        known = await self._known(name)
+        is_final = known.job.state in FINAL
+        limit = max(limit, LONGEST_CHARACTER)
+        if known.record is not None:
+            place = self._copies.nearest(name)
+            data, is_last = await asyncio.to_thread(place.part, known.record.log, offset, limit)
+        elif known.ray_job is not None:
+            said = await asyncio.to_thread(self._ray.log, known.ray_job.submission_id)
+            rest = said.encode()[offset:]
+            data, is_last = rest[:limit], len(rest) <= limit
+        else:
+            raise ApiError(404, "of a run that was started by hand no log is kept", code="no_log")
+        text, used = decode_part(data, is_final and is_last)
+        return LogPage(text=text, next_offset=offset + used, complete=is_final and is_last)
+
+    @refusing
+    async def metrics(self, name: str, stage: str | None, offset: int, limit: int) -> MetricsPage:
+        """Metrics of a job's run from `offset` bytes on."""
+        known = await self._known(name)
+        rows, end = await asyncio.to_thread(known.files.metric_rows, stage, offset, limit)
+        return MetricsPage(rows=rows, next_offset=end)
+
+    @refusing
+    async def samples(self, name: str, stage: str, offset: int, limit: int) -> SamplesPage:
+        """Answers on held-out prompts after a stage of a job's run."""
+        known = await self._known(name)
+        rows, total = await asyncio.to_thread(known.files.sample_rows, stage, offset, limit)
+        return SamplesPage(rows=rows, total=total)
+
+    @refusing
+    async def events(self, name: str, cursor: Cursor) -> EventPage:
+        """What has happened to a job since a cursor."""
+        known = await self._known(name)
+        state = await asyncio.to_thread(known.state)
+        return await asyncio.to_thread(events_since, known.files, state, cursor)
+
+    @refusing
+    async def cancel(self, name: str) -> Job:
+        """Cancel a job that waits or runs."""
+        known = await self._known(name)
+        if known.record is not None:
+            await self._whole(self._queue.cancel(known.record))
+            self._runner.wake()
+        elif known.ray_job is not None and known.job.state not in FINAL:
+            await asyncio.to_thread(self._ray.stop, known.ray_job.submission_id)
+        else:
+            raise _not_ours(known)
+        return (await self._known(name)).job
+
+    @refusing
+    async def resume(self, name: str) -> Job:
+        """Go on with a job that failed, was cancelled or interrupted."""
+        known = await self._known(name)
+        if known.record is None:
+            raise _not_ours(known)
+        await self._whole(self._queue.resume(known.record))
+        self._runner.wake()
+        return (await self._known(name)).job
+
+    async def _whole(self, change: Coroutine[Any, Any, _T]) -> _T:
+        """Make a change, also if whoever asked for it hangs up, which cancels the request."""
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def _known(self, name: str) -> Known:
+        record = self._queue.find(name)
+        if record is not None:
+            return await asyncio.to_thread(self._history.of_record, record)
+        found = await asyncio.to_thread(self._history.other, name, await self._from_ray())
+        if found is None:
+            raise ApiError(404, f"no job {name!r}", "id", "no_such_job")
+        return found
+
+    async def _from_ray(self) -> list[RayJob]:
+        """What Ray has said of its jobs, at most a moment ago."""
+        if time.monotonic() - self._asked_ray >= _LIST_KEPT_S:
+            self._asked_ray = time.monotonic()
+            try:
+                async with asyncio.timeout(_LIST_TIMEOUT_S):
+                    self._ray_jobs = await asyncio.to_thread(self._ray.all)
+            except (RayAway, TimeoutError) as error:
+                # History is answered from disk, with what Ray said last.
+                logger.warning("Ray's job API: %s", error)
+        return self._ray_jobs
+
+
+def _not_ours(known: Known) -> ApiError:
+    return ApiError(
+        409, f"the job is {known.job.state} and was not submitted here", code="not_ours"
+    )

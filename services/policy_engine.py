@@ -1,0 +1,145 @@
+"""vLLM's engine, and in front of it vLLM's own layer for OpenAI's API.
+
+A conversation is encoded here, as in training: what looks like a control token in somebody's text
+stays text. The engine gets the tokens.
+"""
+
+import asyncio
+import secrets
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+from starlette.datastructures import State
+from transformers import PreTrainedTokenizerBase
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import FrontendArgs
+from vllm.entrypoints.openai.api_server import init_app_state
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve import create_error_response
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMError
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+from actors.chat import encode_prompt
+from actors.models import load_tokenizer
+from cluster.config.serving import PolicyServiceSettings
+from cluster.errors import InputError
+from cluster.types import Message
+from services.policy_schemas import MAX_LOGPROBS, POLICY, Kind
+
+
+class PolicyEngine:
+    """Answers requests in the form of vLLM's API. Made by `start`.
+
+    Args:
+        engine: samples.
+        state: holds vLLM's layer above the engine.
+        tokenizer: the policy's.
+    """
+
+    def __init__(self, engine: AsyncLLM, state: State, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._engine = engine
+        self._chat = state.openai_serving_chat.create_chat_completion
+        self._text = state.openai_serving_completion.create_completion
+        self._tokenizer = tokenizer
+        # One thread: a tokenizer does not bear two users at a time.
+        self._encoder = ThreadPoolExecutor(1, "encode")
+
+    @classmethod
+    async def start(cls, settings: PolicyServiceSettings) -> Self:
+        """Load the policy."""
+        arguments = engine_arguments(settings)
+        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[RayPrometheusStatLogger])
+        state = State()
+        options = Namespace(**(vars(FrontendArgs()) | vars(arguments)))
+        await init_app_state(engine, state, options, await engine.get_supported_tasks())
+        return cls(engine, state, load_tokenizer(settings.path, "policy.path"))
+
+    async def answer(self, kind: Kind, request: dict[str, Any]) -> dict[str, Any]:
+        """The whole answer to a request, or `{"error": ...}`."""
+        try:
+            made = await self._serve(kind, request)
+        except (VLLMError, ValueError) as error:
+            return _error(error)
+        if isinstance(made, ErrorResponse):
+            return _refused(made)
+        answer: dict[str, Any] = made.model_dump(mode="json")
+        return answer
+
+    async def stream(
+        self, kind: Kind, request: dict[str, Any]
+    ) -> AsyncIterator[str | dict[str, Any]]:
+        """An answer as server-sent events, or one `{"error": ...}` instead."""
+        try:
+            made = await self._serve(kind, {**request, "stream": True})
+        except (VLLMError, ValueError) as error:
+            yield _error(error)
+            return
+        if isinstance(made, ErrorResponse):
+            yield _refused(made)
+            return
+        async for event in made:
+            yield event
+
+    async def _serve(self, kind: Kind, request: dict[str, Any]) -> Any:  # noqa: ANN401
+        if kind == "text":
+            return await self._text(CompletionRequest(**request))
+        messages = [Message(**message) for message in request["messages"]]
+        loop = asyncio.get_running_loop()
+        ids = await loop.run_in_executor(self._encoder, encode_prompt, self._tokenizer, messages)
+        # The door by which vLLM takes a conversation that somebody else has encoded.
+        request = {**request, "kv_transfer_params": {"prompt_token_ids": ids}}
+        return await self._chat(ChatCompletionRequest(**request))
+
+    async def check_health(self) -> None:
+        """Raise if the engine is dead."""
+        await self._engine.check_health()
+
+    def shutdown(self) -> None:
+        """End the engine's process."""
+        self._engine.shutdown()
+
+
+def engine_arguments(settings: PolicyServiceSettings) -> AsyncEngineArgs:
+    """The engine of a policy, set as the one that PPO samples from."""
+    return AsyncEngineArgs(
+        model=settings.path,
+        served_model_name=[POLICY],
+        # Requests without a seed differ, also between replicas and after a restart.
+        seed=secrets.randbelow(2**31),
+        dtype=settings.precision,
+        # vLLM's own default is None, too, whatever it declares.
+        max_model_len=settings.max_model_len,  # type: ignore[arg-type]
+        max_num_seqs=settings.max_num_seqs,
+        max_logprobs=MAX_LOGPROBS,
+        # Cut prompts, cached prefixes and raw logprobs: see actors/rollout_worker.py.
+        enable_chunked_prefill=False,
+        enable_prefix_caching=False,
+        logprobs_mode="processed_logprobs",
+        enforce_eager=settings.enforce_eager,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
+        # What a request leaves out is OpenAI's default, not one that lies beside the model.
+        generation_config="vllm",
+        enable_log_requests=False,
+    )
+
+
+def _error(error: Exception) -> dict[str, Any]:
+    if isinstance(error, InputError):
+        return _said(400, str(error), error.field)
+    return _refused(create_error_response(error))
+
+
+def _refused(refusal: ErrorResponse) -> dict[str, Any]:
+    error = refusal.error
+    return _said(error.code, error.message, error.param)
+
+
+def _said(status: int, message: str, param: str | None) -> dict[str, Any]:
+    return {"error": {"status": status, "message": message, "param": param}}

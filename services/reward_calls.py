@@ -1,0 +1,69 @@
+"""What the gateway asks a reward model's replica, and what that answers."""
+
+from dataclasses import dataclass
+from math import exp
+from typing import Literal
+
+from cluster.types import Message
+
+Cut = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A conversation and the answer to it, as the policy's trainer has them."""
+
+    messages: tuple[Message, ...]
+    response: str
+    ended: bool = True
+
+
+@dataclass(frozen=True)
+class Written:
+    """A whole conversation as a chat template wrote it; special tokens' texts are those tokens."""
+
+    text: str
+    add_special_tokens: bool = False
+    end_anew: bool = False
+    """Take the padding and end tokens off both ends first and put one end token on."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One conversation to score."""
+
+    field: str
+    """Where it is in the request, for errors."""
+    content: Answered | Written
+    adversarial: bool = False
+    """The prompt's tag, for the mix."""
+    truncate: Cut | None = None
+    """Where to take tokens off that the model has no room for. None: refuse."""
+
+
+@dataclass(frozen=True)
+class ItemScore:
+    """What one model says of one item."""
+
+    logit: float
+    tokens: int
+    """That were scored."""
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What one model says of all items of a call."""
+
+    version: str
+    """A hash of its weights."""
+    template_hash: str
+    """SHA-256 of its chat template."""
+    items: tuple[ItemScore, ...]
+
+
+def probability(logit: float) -> float:
+    """The sigmoid, for any logit."""
+    if logit >= 0:
+        return 1 / (1 + exp(-logit))
+    return exp(logit) / (1 + exp(logit))
