@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray._private.parameter import RayParams
 
 from cluster.errors import InputError
 
@@ -55,6 +57,8 @@ def ray_session(
     os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", "")])
     os.environ.update(environment or {})
     if address is None:
+        if dashboard:
+            _let_job_agents_choose_their_port()
         ray.init(
             address="local",
             num_cpus=max(int(cpus + 0.999), os.cpu_count() or 1),
@@ -80,6 +84,15 @@ def ray_session(
         yield
     finally:
         ray.shutdown()
+
+
+def _let_job_agents_choose_their_port() -> None:
+    """The agent that starts jobs listens on a fixed port, for which `ray.init` has no argument.
+
+    A second Ray on the machine finds it taken, logs that, and never starts a job.
+    """
+    init = partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
+    RayParams.__init__ = init  # type: ignore[method-assign, assignment]
 
 
 def check_address(address: str | None) -> None:

@@ -1,6 +1,5 @@
 """Who gets in: keys with scopes and rates, or without keys only this machine."""
 
-import ipaddress
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -14,9 +13,8 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette import types
 
 from cluster.config.serving import KeySettings
-from cluster.errors import InputError
 from services.errors import ApiError, error_response
-from services.keys import Key, KeyRing, Scope
+from services.keys import Key, KeyRing, Scope, is_loopback
 from services.prometheus import count_access_refused
 
 # Whoever may come in anyway, and a browser, which cannot send a key before it has the page.
@@ -89,36 +87,6 @@ class Access:
         # Serve's proxy comes from this machine too, so it must not listen to others.
         if request.client is None or not is_loopback(request.client.host):
             raise _refusal(403, "no keys are configured, so only this machine may ask")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is one that only its own machine reaches."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
-
-
-def require_keys(settings: KeySettings, host: str) -> None:
-    """Refuse to serve others without keys.
-
-    Args:
-        settings: where the keys are.
-        host: the address that Serve's proxy listens on.
-
-    Raises:
-        InputError: it can be reached by others, and there are no keys.
-    """
-    if settings.path is None and not is_loopback(host):
-        raise InputError(
-            "http.host",
-            host,
-            "127.0.0.1, or keys (`rayward keys create`, keys.path), because others could come in",
-        )
 
 
 def needs(scope: Scope) -> Callable[..., Awaitable[None]]:

@@ -1,17 +1,19 @@
 """The one door: every HTTP request comes in here, and is let in, bounded, and passed on.
 
-request -> body limit -> room -> key -> route -> { safety, helpfulness | policy | jobs } -> answer
+request -> measured -> body limit -> known? -> room -> scope and rate -> route -> answer
 """
 
 from fastapi import FastAPI
 
-from services.access import Access
+from services.access import Access, KnownFirst
 from services.backends import Backends
 from services.errors import handle_errors
 from services.health_routes import health_routes
 from services.job_routes import job_routes
 from services.limits import BodyLimit, Room
+from services.models_routes import models_routes
 from services.policy_routes import policy_routes
+from services.prometheus import Measured
 from services.reward_drop_ins import drop_in_routes
 from services.reward_routes import reward_routes
 
@@ -23,8 +25,12 @@ def make_api(backends: Backends, access: Access) -> FastAPI:
     api.state.access = access
     # The last that is added is the first that sees a request.
     api.add_middleware(Room, limit=http.max_requests_in_work, retry_after_s=http.retry_after_s)
+    # Who may not ask is told so before the body is read.
+    api.add_middleware(KnownFirst)
     api.add_middleware(BodyLimit, limit=http.max_body_bytes)
+    api.add_middleware(Measured)
     api.include_router(health_routes(backends))
+    api.include_router(models_routes(backends))
     bad_request: dict[str, int] = {}
     if backends.reward:
         api.include_router(reward_routes(backends))

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from cluster.config.load import parse_serving
@@ -23,9 +24,12 @@ from services.access import Access
 from services.api import make_api
 from services.backends import Backends
 from services.job_service import JobService
+from services.keys import require_keys
 from services.policy_server import policy_deployment
 from services.reward_server import RewardServer
 
+# Its stubs know no deployment of a class that is no decorator's.
+_deployment: Any = serve.deployment
 _HEALTH: dict[str, Any] = {"health_check_period_s": 2.0, "health_check_timeout_s": 30.0}
 # Of a deployment's requests Serve counts those that a replica has taken, which must all be there
 # to be put into batches, and those that wait for a replica.
@@ -49,6 +53,8 @@ class Gateway:
         jobs: DeploymentHandle | None,
     ) -> None:
         self._backends = Backends(parse_serving(settings), reward, policy, jobs)
+        # Serve's own configuration files say where to listen in their own way.
+        require_keys(self._backends.settings.keys, _get_global_client().http_config.host)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the app once the replica stands."""
@@ -66,7 +72,7 @@ def build(arguments: dict[str, Any]) -> Application:
 
 def application(settings: ServingSettings) -> Application:
     """The application of settings that are parsed."""
-    gateway = serve.deployment(
+    gateway = _deployment(
         serve.ingress()(Gateway),
         name="gateway",
         max_ongoing_requests=_TAKEN,
@@ -85,7 +91,7 @@ def application(settings: ServingSettings) -> Application:
 def _reward_models(settings: RewardServiceSettings) -> dict[Axis, Application]:
     models = {axis: getattr(settings, axis) for axis in AXES}
     return {
-        axis: serve.deployment(
+        axis: _deployment(
             RewardServer,
             name=axis,
             num_replicas=model.replicas,
@@ -100,7 +106,7 @@ def _reward_models(settings: RewardServiceSettings) -> dict[Axis, Application]:
 
 
 def _jobs(settings: JobServiceSettings) -> Application:
-    return serve.deployment(
+    return _deployment(
         JobService,
         name="jobs",
         max_ongoing_requests=_TAKEN,

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -80,13 +81,13 @@ class Client:
             headers = {} if last is None else {"Last-Event-ID": last}
             try:
                 with self._http.stream(
-                    "GET", f"/v1/jobs/{job}/events", headers=headers, timeout=_STREAM_TIMEOUT_S
+                    "GET", f"{job_path(job)}/events", headers=headers, timeout=_STREAM_TIMEOUT_S
                 ) as response:
                     if response.status_code != 200:
                         response.read()
                         raise _failure(response)
-                    for last, event in _events(response.iter_lines()):
-                        failures = 0
+                    for place, event in _events(response.iter_lines()):
+                        last, failures = place, 0
                         yield event
                 # The service ends a stream behind a job's end, and when it is stopped itself.
                 if self._has_ended(job):
@@ -112,7 +113,7 @@ class Client:
         self.close()
 
     def _has_ended(self, job: str) -> bool:
-        state = self.get(f"/v1/jobs/{job}")["state"]
+        state = self.get(job_path(job))["state"]
         return state not in ("queued", "running", "cancelling")
 
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -133,6 +134,11 @@ class Client:
         return RequestFailed(
             f"nothing answers at {self._url} ({error or type(error).__name__})", None
         )
+
+
+def job_path(job: str) -> str:
+    """Where a job is, whatever its id."""
+    return f"/v1/jobs/{quote(job, safe='')}"
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str | None, Event]]:

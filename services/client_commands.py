@@ -95,7 +95,7 @@ def logs_command(
     offset = 0
     with _asking(url) as client:
         while True:
-            page = client.get(f"/v1/jobs/{job}/logs", offset=offset, limit=_LOG_BYTES)
+            page = client.get(f"{_path(job)}/logs", offset=offset, limit=_LOG_BYTES)
             sys.stdout.write(page["text"])
             sys.stdout.flush()
             moved, offset = page["next_offset"] > offset, page["next_offset"]
@@ -109,14 +109,14 @@ def logs_command(
 def cancel_command(job: _Job, url: _Url = _DEFAULT_URL) -> None:
     """Cancel a job that waits or runs; what it has done can be resumed."""
     with _asking(url) as client:
-        print(client.post(f"/v1/jobs/{job}/cancel")["state"])
+        print(client.post(f"{_path(job)}/cancel")["state"])
 
 
 @jobs_app.command("resume")
 def resume_command(job: _Job, url: _Url = _DEFAULT_URL) -> None:
     """Go on with a job that failed, was cancelled or interrupted."""
     with _asking(url) as client:
-        print(client.post(f"/v1/jobs/{job}/resume")["state"])
+        print(client.post(f"{_path(job)}/resume")["state"])
 
 
 def score_command(
@@ -148,6 +148,12 @@ def _asking(url: str) -> Iterator["Client"]:
     except RequestFailed as failed:
         print(f"rayward: {failed}", file=sys.stderr)
         raise typer.Exit(_REFUSED if failed.is_callers_fault else _FAILED) from failed
+
+
+def _path(job: str) -> str:
+    from services.client import job_path
+
+    return job_path(job)
 
 
 def _watch(client: "Client", job: str) -> None:

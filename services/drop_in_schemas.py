@@ -5,13 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat
 
+from services.reward_schemas import Text
+
 _Some = Field(min_length=1)
 
 
 class GetRewardRequest(BaseModel):
     """OpenRLHF's (`--remote_rm_url`)."""
 
-    query: Annotated[list[str], _Some]
+    query: Annotated[list[Text], _Some]
     """Prompt and answer as the policy's tokenizer decodes them, special tokens and all."""
     labels: list[Any] | None = None
     """One for each query; "adversarial" tags a prompt."""
@@ -32,8 +34,8 @@ class GetRewardResponse(BaseModel):
 class ClassifyRequest(BaseModel):
     """vLLM's, which verl sends."""
 
-    model: str | None = None
-    input: str | Annotated[list[str], _Some]
+    model: Text | None = None
+    input: Text | Annotated[list[Text], _Some]
     use_activation: bool | None = None
     """Sigmoids and not logits."""
     activation: bool | None = None
@@ -82,8 +84,8 @@ class ClassifyResponse(BaseModel):
 class EmbeddingsRequest(BaseModel):
     """OpenAI's, in which SGLang and verl ask for rewards."""
 
-    model: str | None = None
-    input: str | Annotated[list[str], _Some]
+    model: Text | None = None
+    input: Text | Annotated[list[Text], _Some]
     encoding_format: Literal["float", "base64"] = "float"
 
 
@@ -104,13 +106,13 @@ class EmbeddingsResponse(BaseModel):
     usage: Usage
 
 
-_Sequence = Annotated[list[str], Field(min_length=1, max_length=2)]
+_Sequence = Annotated[list[Text], Field(min_length=1, max_length=2)]
 
 
 class PredictRequest(BaseModel):
     """Text Embeddings Inference's."""
 
-    inputs: str | _Sequence | Annotated[list[_Sequence], _Some]
+    inputs: Text | _Sequence | Annotated[list[_Sequence], _Some]
     """A text; or a pair of a prompt and its answer; or a list of lists of one or two of them."""
     raw_scores: bool = False
     """Logits and not their sigmoids."""

@@ -1,6 +1,6 @@
 """Every HTTP error as one JSON body, in the form that OpenAI's clients read.
 
-{"error": {"message": "...", "type": "invalid_request_error", "param": "items.0.text", "code": null}}
+{"error": {"message": "...", "type": "not_found_error", "param": "model", "code": null}}
 """
 
 from collections.abc import Mapping

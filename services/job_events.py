@@ -13,7 +13,7 @@ from typing import Any, Literal
 from services.job_runs import RunFiles
 from services.job_schemas import FINAL, MetricsEvent, ResetEvent, StateEvent
 
-_CURSOR = re.compile(r"(\d{1,18})\.([0-9a-f]{8})\.([0-9a-f]{8})")
+_CURSOR = re.compile(r"([0-9]{1,18})\.([0-9a-f]{8})\.([0-9a-f]{8})")
 _NOTHING = 0
 _MOST = 500
 # Of a line that is longer, the end tells it from others.

@@ -92,12 +92,14 @@ class History:
         """A job that was submitted here."""
         files = self._copies.nearest(record.id).run(record.id)
         status = files.status() if record.state in ("running", "cancelling") else None
+        # Until Ray has taken it, it waits.
+        is_waiting = record.state == "running" and not record.accepted
         job = Job(
             id=record.id,
             origin="api",
             kind=record.kind,
             name=record.name,
-            state=record.state,
+            state="queued" if is_waiting else record.state,
             priority=record.priority,
             submitted=record.submitted,
             started=record.started,

@@ -8,6 +8,7 @@ so the parts are told apart by their lengths.
 import fcntl
 import hashlib
 import hmac
+import ipaddress
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from cluster import atomic
 from cluster.config.base import Settings
+from cluster.config.serving import KeySettings
 from cluster.errors import InputError
 
 Scope = Literal["score", "generate", "jobs:read", "jobs:write", "admin"]
@@ -89,6 +91,7 @@ class KeyRing:
         self._path = Path(path)
         self._keys: dict[str, Key] = {}
         self._seen: tuple[int, int, int] | None = None
+        self._complaint: str | None = None  # what was last logged of a file that is no good
 
     def require(self) -> None:
         """Make sure that the file is there.
@@ -112,16 +115,21 @@ class KeyRing:
         return key if same and key is not None and key.revoked is None else None
 
     def _refresh(self) -> None:
-        signature = self._signature()
-        if signature == self._seen and signature is not None:
-            return
         # Taken before the file is read: what changes after that is seen the next time.
-        self._seen = signature
-        self._keys = {}
+        signature = self._signature()
+        if signature is not None and signature == self._seen:
+            return
         try:
             self._keys = {key.id: key for key in read_keys(self._path, "keys.path")}
         except InputError as error:
-            _log.error("nobody is let in: %s", error)
+            self._keys = {}
+            self._seen = None
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.error("nobody is let in: %s", error)
+        else:
+            self._seen = signature
+            self._complaint = None
 
     def _signature(self) -> tuple[int, int, int] | None:
         """Differs where the file does, also behind the links of a mounted Kubernetes secret."""
@@ -219,6 +227,36 @@ def revoke_key(path: Path, key_id: str) -> Key:
             keys[key_id] = keys[key_id].model_copy(update={"revoked": _now()})
             _write(path, tuple(keys.values()))
     return keys[key_id]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is one that only its own machine reaches."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def require_keys(settings: KeySettings, host: str) -> None:
+    """Refuse to serve others without keys.
+
+    Args:
+        settings: where the keys are.
+        host: the address that Serve's proxy listens on.
+
+    Raises:
+        InputError: it can be reached by others, and there are no keys.
+    """
+    if settings.path is None and not is_loopback(host):
+        raise InputError(
+            "http.host",
+            host,
+            "127.0.0.1, or keys (`rayward keys create`, keys.path), because others could come in",
+        )
 
 
 def _hash(secret: bytes) -> str:

@@ -60,7 +60,7 @@ class BodyLimit:
 
         try:
             await self._app(scope, count, unless_too_long)
-        except _TooLong:
+        except* _TooLong:  # what streams an answer raises errors in groups
             if started:
                 raise
         if read > self._limit and not started:

@@ -45,6 +45,8 @@ class PolicyEngine:
         self._engine = engine
         self._chat = state.openai_serving_chat.create_chat_completion
         self._text = state.openai_serving_completion.create_completion
+        self._room: int = engine.model_config.max_model_len
+        self._most_characters = self._room * max(map(len, tokenizer.get_vocab()))
         self._tokenizer = tokenizer
         # One thread: a tokenizer does not bear two users at a time.
         self._encoder = ThreadPoolExecutor(1, "encode")
@@ -64,9 +66,9 @@ class PolicyEngine:
         try:
             made = await self._serve(kind, request)
         except (VLLMError, ValueError) as error:
-            return _error(error)
+            return _error(error, request)
         if isinstance(made, ErrorResponse):
-            return _refused(made)
+            return _refused(made, request)
         answer: dict[str, Any] = made.model_dump(mode="json")
         return answer
 
@@ -77,10 +79,10 @@ class PolicyEngine:
         try:
             made = await self._serve(kind, {**request, "stream": True})
         except (VLLMError, ValueError) as error:
-            yield _error(error)
+            yield _error(error, request)
             return
         if isinstance(made, ErrorResponse):
-            yield _refused(made)
+            yield _refused(made, request)
             return
         async for event in made:
             yield event
@@ -89,8 +91,15 @@ class PolicyEngine:
         if kind == "text":
             return await self._text(CompletionRequest(**request))
         messages = [Message(**message) for message in request["messages"]]
+        expected = f"less than the {self._room} tokens that prompt and answer have room for"
+        # Nobody waits for the encoding of what cannot fit.
+        characters = sum(len(message.content) for message in messages)
+        if characters > self._most_characters:
+            raise InputError("messages", f"{characters} characters", expected)
         loop = asyncio.get_running_loop()
         ids = await loop.run_in_executor(self._encoder, encode_prompt, self._tokenizer, messages)
+        if len(ids) >= self._room:
+            raise InputError("messages", f"{len(ids)} tokens", expected)
         # The door by which vLLM takes a conversation that somebody else has encoded.
         request = {**request, "kv_transfer_params": {"prompt_token_ids": ids}}
         return await self._chat(ChatCompletionRequest(**request))
@@ -130,16 +139,18 @@ def engine_arguments(settings: PolicyServiceSettings) -> AsyncEngineArgs:
     )
 
 
-def _error(error: Exception) -> dict[str, Any]:
+def _error(error: Exception, request: dict[str, Any]) -> dict[str, Any]:
     if isinstance(error, InputError):
         return _said(400, str(error), error.field)
-    return _refused(create_error_response(error))
+    return _refused(create_error_response(error), request)
 
 
-def _refused(refusal: ErrorResponse) -> dict[str, Any]:
+def _refused(refusal: ErrorResponse, request: dict[str, Any]) -> dict[str, Any]:
     error = refusal.error
-    return _said(error.code, error.message, error.param)
+    # vLLM has names of its own for what it made of the prompt, and none for some errors.
+    content = "messages" if "messages" in request else "prompt"
+    return _said(error.code, error.message, error.param if error.param in request else content)
 
 
-def _said(status: int, message: str, param: str | None) -> dict[str, Any]:
+def _said(status: int, message: str, param: str) -> dict[str, Any]:
     return {"error": {"status": status, "message": message, "param": param}}

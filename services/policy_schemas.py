@@ -16,6 +16,7 @@ _MAX_TOKENS = 2**31 - 1
 _MAX_SEED = 2**62 - 1  # the seeds of further choices follow it, and must fit into 64 bits, too
 
 Text = Annotated[str, Field(max_length=2**24)]
+Prompt = Annotated[str, Field(min_length=1, max_length=2**24)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -182,7 +183,7 @@ class ChatRequest(SamplingRequest):
 class CompletionRequest(SamplingRequest):
     """A text to go on with, as it is: no chat template, and control tokens are read as such."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1024)]
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=1024)]
     """One text or several."""
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     """Give log-probabilities, also of so many most likely tokens."""

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -90,11 +91,16 @@ class RewardBatches:
             threads = self._threads if alone or batch[0].fixed else 1
             task = asyncio.create_task(self._run(batch, threads))
             self._running.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(partial(self._ended, batch))
         set_queue(self._axis, len(self._waiting))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, batch: list[_Waiting], task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        # After anything that nobody thought of: whoever waits must not wait for ever.
+        for one in batch:
+            if not one.score.done():
+                error = None if task.cancelled() else task.exception()
+                one.score.set_exception(self._failure(error))
         self._start()
 
     def _take(self) -> list[_Waiting]:
@@ -120,10 +126,7 @@ class RewardBatches:
                 for one in batch:
                     await self._run([one], threads)
             elif not batch[0].score.done():
-                kind = type(error).__name__
-                batch[0].score.set_exception(
-                    UnscoredError(f"{self._axis}: the forward pass failed ({kind})")
-                )
+                batch[0].score.set_exception(self._failure(error))
             return
         self.last_failed = False
         for one, score in zip(batch, scores.tolist(), strict=True):
@@ -137,3 +140,8 @@ class RewardBatches:
         observe_scores(
             self._axis, [probability(score) for score in scores.tolist() if isfinite(score)]
         )
+
+    def _failure(self, error: BaseException | None) -> UnscoredError:
+        # The words of an error may hold what was scored; its kind does not.
+        kind = type(error).__name__
+        return UnscoredError(f"{self._axis}: the forward pass failed ({kind})")

@@ -34,6 +34,7 @@ from services.drop_in_schemas import (
 )
 from services.errors import documented
 from services.reward_calls import Answered, Cut, Item, Written, probability
+from services.reward_schemas import Text
 from services.scoring import Scored, require_count, score_items
 
 _COMBINED = "combined"
@@ -118,7 +119,7 @@ def drop_in_routes(backends: Backends) -> APIRouter:
 
     @router.post("/predict")
     async def predict(
-        request: PredictRequest, model: str | None = None
+        request: PredictRequest, model: Text | None = None
     ) -> list[Prediction] | list[list[Prediction]]:
         """Text Embeddings Inference's; a pair is a prompt and its answer."""
         side: Cut = "left" if request.truncation_direction.lower() == "left" else "right"

@@ -9,6 +9,10 @@ from services.reward_calls import Answered, Item, Written
 
 DecidedBy = Literal["safety", "helpfulness", "both"]
 
+Text = Annotated[str, Field(max_length=2**24)]
+"""Of a length that no body limit allows; with a bound, pydantic refuses halves of surrogate pairs,
+which JSON can carry and UTF-8 cannot."""
+
 _MOST_TURNS = 1000
 
 
@@ -20,7 +24,7 @@ class TurnBody(_Strict):
     """One turn of a conversation."""
 
     role: MessageRole
-    content: str
+    content: Text
 
 
 def _one_form(schema: dict[str, Any]) -> None:
@@ -42,11 +46,11 @@ class ScoreItem(BaseModel):
 
     messages: Annotated[list[TurnBody], Field(min_length=1, max_length=_MOST_TURNS)] = []
     """What the answer is to, oldest first."""
-    response: str = ""
+    response: Text = ""
     """The answer."""
     ended: bool = True
     """Whether the answer came to its end; false where it was cut at a length."""
-    text: str = ""
+    text: Text = ""
     """A whole conversation as the model's chat template wrote it, special tokens and all."""
     add_special_tokens: bool = False
     """Whether to add to `text` what the tokenizer puts around texts by itself."""

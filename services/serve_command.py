@@ -20,6 +20,7 @@ from cluster.config.load import load_serving, make_serving
 from cluster.config.serving import ServingSettings
 from cluster.errors import InputError, RunStopped
 from cluster.progress import announce
+from services.listener import check_listener
 
 _APP = "rayward"
 _PARTS = ("reward", "policy", "jobs")
@@ -55,6 +56,7 @@ def serve_command(
     """Serve reward models, a policy and jobs over HTTP: all that is configured or named."""
     chosen = [part for part, on in zip(_PARTS, (reward, policy, jobs), strict=True) if on]
     settings = _settings(document, run, chosen, host, port, overrides)
+    check_listener(settings)
     # What is imported logs what it finds of the machine, some of it to standard output.
     logging.disable(logging.WARNING)
     with redirect_stdout(sys.stderr):

@@ -13,9 +13,9 @@ from starlette.types import ASGIApp
 
 from cluster.config.serving import KeySettings
 from cluster.errors import InputError
-from services.access import Access, KnownFirst, is_loopback, needs, require_keys
+from services.access import Access, KnownFirst, needs
 from services.errors import documented, handle_errors
-from services.keys import SCOPES, Scope, create_key, revoke_key
+from services.keys import SCOPES, Scope, create_key, is_loopback, require_keys, revoke_key
 from tests.loopback import listening
 
 
