@@ -10,11 +10,11 @@ those of `rayward serve`.
 
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.config.load import parse_serving
 from cluster.config.roles import Resources
@@ -54,11 +54,19 @@ class Gateway:
     ) -> None:
         self._backends = Backends(parse_serving(settings), reward, policy, jobs)
         # Serve's own configuration files say where to listen in their own way.
-        require_keys(self._backends.settings.keys, _get_global_client().http_config.host)
+        client = _get_global_client()
+        assert client is not None
+        require_keys(self._backends.settings.keys, client.http_config.host)
 
-    async def __serve_build_asgi_app__(self) -> FastAPI:
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve asks for the app once the replica stands."""
-        return make_api(self._backends, Access(self._backends.settings.keys))
+        api = make_api(self._backends, Access(self._backends.settings.keys))
+
+        # Serve would put handlers of its own, without our body, into a FastAPI that it sees.
+        async def door(scope: Scope, receive: Receive, send: Send) -> None:
+            await api(scope, receive, send)
+
+        return door
 
 
 def build(arguments: dict[str, Any]) -> Application:

@@ -88,13 +88,18 @@ class ApiError(Exception):
 def error_response(error: ApiError) -> JSONResponse:
     """The answer that an error stands for."""
     detail = ErrorDetail(
-        message=error.message,
+        message=_writable(error.message),
         type=_TYPES.get(error.status, "invalid_request_error"),
-        param=error.param,
+        param=None if error.param is None else _writable(error.param),
         code=error.code,
     )
     body = ErrorBody(error=detail).model_dump()
     return JSONResponse(body, status_code=error.status, headers=error.headers)
+
+
+def _writable(text: str) -> str:
+    """A text that UTF-8 has: half a surrogate pair, which JSON lets in, is written as `\\ud800`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def unavailable(reason: str, retry_after_s: int, code: str = "overloaded") -> ApiError:
@@ -105,6 +110,16 @@ def unavailable(reason: str, retry_after_s: int, code: str = "overloaded") -> Ap
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors that a route may give, for its place in the OpenAPI document."""
     return {status: {"model": ErrorBody} for status in statuses}
+
+
+def documented_beside_events(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """As `documented`, of a route whose answers are server-sent events: its errors are JSON.
+
+    FastAPI takes an answer's type from the route; `ErrorBody` must be in the document already.
+    """
+    schema = {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}
+    body = {"description": "An error", "content": {"application/json": {"schema": schema}}}
+    return dict.fromkeys(statuses, body)
 
 
 def handle_errors(api: FastAPI, retry_after_s: int, bad_request: Mapping[str, int]) -> None:

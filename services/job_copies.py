@@ -56,8 +56,10 @@ class Copies:
         for folder in (f"{FOLDER}/{job.id}", job.id):
             target = Path(self.place.path, folder)
             shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             selector = fs.FileSelector(f"{self._root.path}/{folder}", allow_not_found=True)
             if self._root.filesystem.get_file_info(selector):
+                target.mkdir()
                 fs.copy_files(
                     f"{self._root.path}/{folder}",
                     str(target),

@@ -12,6 +12,7 @@ from cluster.tables import DataDirectory
 from services.job_schemas import JobKind
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_URI = re.compile(r"(s3|gs|gcs|abfss?|hdfs|file|fsspec\+[a-z0-9+]+)://")
 _LONGEST_VALUE = 200
 _MODELS = ("path", "previous")
 _FILES = ("chat_template", "templates", "preprompts")
@@ -40,7 +41,12 @@ def check_config(kind: JobKind, config: dict[str, Any]) -> Recipe:
 
 
 def _require_data(path: str) -> None:
-    if "://" not in path and not Path(path).is_absolute():
+    if "://" in path:
+        # To ask a store that does not answer takes minutes.
+        if not _URI.match(path):
+            raise InputError("data.path", path, "a URI that pyarrow.fs knows, such as s3://")
+        return
+    if not Path(path).is_absolute() or "\0" in path:
         raise InputError("data.path", path, "an absolute path of the server, or a URI")
     try:
         DataDirectory(path).require_complete()

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from services.access import needs
 from services.backends import Backends
-from services.errors import ApiError, documented
+from services.errors import ApiError, documented, documented_beside_events
 from services.job_events import Cursor, EventPage, parse_cursor
 from services.job_refusals import Refusal
 from services.job_schemas import (
@@ -160,7 +160,12 @@ def job_routes(backends: Backends) -> APIRouter:
         await ask(EventPage, "events", name, cursor)
         return name, cursor
 
-    @router.get("/{id}/events", response_class=EventSourceResponse, **_READING)
+    @router.get(
+        "/{id}/events",
+        response_class=EventSourceResponse,
+        dependencies=_READING["dependencies"],
+        responses=documented_beside_events(401, 403, 404, 409, 422, 429, 503),
+    )
     async def events(
         place: Annotated[tuple[str, Cursor], Depends(place)],
     ) -> AsyncIterator[ServerSentEvent]:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from cluster.config.serving import JobServiceSettings
@@ -35,6 +36,8 @@ from services.job_schemas import (
 )
 from services.ray_jobs import RayAway, RayJob, RayJobs
 
+# They wait for disks, stores and Ray; Python's default follows the number of cores.
+_THREADS = 32
 _LIST_KEPT_S = 1.0
 _LIST_TIMEOUT_S = 5.0
 
@@ -71,7 +74,9 @@ class JobService:
             settings.stop_grace_s,
         )
         # Serve makes the replica inside its event loop.
-        self._work = asyncio.get_running_loop().create_task(self._runner.run())
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_THREADS))
+        self._work = loop.create_task(self._runner.run())
         self._changes: set[asyncio.Task[Any]] = set()
         self._ray_jobs: list[RayJob] = []
         self._asked_ray = -_LIST_KEPT_S

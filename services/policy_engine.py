@@ -21,6 +21,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMError
+from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
@@ -59,7 +60,11 @@ class PolicyEngine:
         state = State()
         options = Namespace(**(vars(FrontendArgs()) | vars(arguments)))
         await init_app_state(engine, state, options, await engine.get_supported_tasks())
-        return cls(engine, state, load_tokenizer(settings.path, "policy.path"))
+        tokenizer = load_tokenizer(settings.path, "policy.path")
+        # As vLLM's own server: else the collector goes through all that vLLM imported, which
+        # stops everything for half a second now and then.
+        freeze_gc_heap()
+        return cls(engine, state, tokenizer)
 
     async def answer(self, kind: Kind, request: dict[str, Any]) -> dict[str, Any]:
         """The whole answer to a request, or `{"error": ...}`."""

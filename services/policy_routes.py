@@ -1,14 +1,15 @@
 """The policy over HTTP, as OpenAI's clients speak to one.
 
 What a request says is made complete and held to its limits here; vLLM's own layer in the replica
-answers it. A client that leaves takes its request along.
+answers it. Serve cancels the request of a client that left, which ends the generation. (HAProxy 2.8
+does not always notice before it has something to send; a stream always has.)
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 from ray.exceptions import RayError
@@ -39,8 +40,6 @@ _EVENTS = "text/event-stream"
 _ERRORS = (400, 401, 403, 404, 413, 429, 503)
 _ENDS = ("stop", "length")
 
-_T = TypeVar("_T")
-
 
 def policy_routes(backends: Backends) -> APIRouter:
     """Chat and text completions."""
@@ -54,7 +53,7 @@ def policy_routes(backends: Backends) -> APIRouter:
         response_model=ChatAnswer,
         responses=_documented(ChatAnswer),
     )
-    async def chat(body: ChatRequest, request: Request) -> Response:
+    async def chat(body: ChatRequest) -> Response:
         """Answer a conversation."""
         body.require_served()
         guard = guard_of(backends, body)
@@ -63,7 +62,7 @@ def policy_routes(backends: Backends) -> APIRouter:
         asked = body.for_engine(draws)
         if body.stream and guard is None:
             return await _streamed(backends, "chat", asked, body.with_usage)
-        made = await _while_there(request, _answered_chat(backends, body, guard, asked))
+        made = await _answered_chat(backends, body, guard, asked)
         if body.stream:
             return _all_at_once(chat_events(made, body.with_usage))
         return _json(made)
@@ -74,7 +73,7 @@ def policy_routes(backends: Backends) -> APIRouter:
         response_model=CompletionAnswer,
         responses=_documented(CompletionAnswer),
     )
-    async def complete(body: CompletionRequest, request: Request) -> Response:
+    async def complete(body: CompletionRequest) -> Response:
         """Go on with a text. Not where answers are guarded: a text has no answer to score."""
         body.require_served()
         if policy.guard.is_on:
@@ -85,7 +84,7 @@ def policy_routes(backends: Backends) -> APIRouter:
         asked = body.for_engine(body.choices)
         if body.stream:
             return await _streamed(backends, "text", asked, body.with_usage)
-        made = await _while_there(request, _made(backends, "text", asked))
+        made = await _made(backends, "text", asked)
         return _json(completion_answer(made))
 
     return router
@@ -187,25 +186,6 @@ def _require_no_error(backends: Backends, made: dict[str, Any]) -> None:
     if error["status"] >= 500:
         raise unavailable("the engine cannot answer now", backends.settings.http.retry_after_s)
     raise ApiError(error["status"], error["message"], error["param"], "invalid_value")
-
-
-async def _while_there(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Do some work, and give it up if the client leaves."""
-    task = asyncio.create_task(work)
-    leaving = asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(499, "the client left")
-        return task.result()
-    finally:
-        leaving.cancel()
-        task.cancel()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _all_at_once(events: Iterator[str]) -> StreamingResponse:

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
@@ -20,6 +21,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobTy
 from services.job_schemas import JobState
 
 RAYWARD = str(Path(sys.executable).with_name("rayward"))
+_TIMEOUT_S = 30.0
 _COMMANDS = ("run", "demo", "evaluate")
 _STATES: dict[JobStatus, JobState] = {
     JobStatus.PENDING: "queued",
@@ -28,6 +30,13 @@ _STATES: dict[JobStatus, JobState] = {
     JobStatus.SUCCEEDED: "succeeded",
     JobStatus.FAILED: "failed",
 }
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client waits for ever where nothing answers."""
+
+    def _do_request(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        return super()._do_request(*arguments, timeout=_TIMEOUT_S, **options)
 
 
 class RayAway(Exception):
@@ -75,7 +84,7 @@ class RayJobs:
 
     def __init__(self, stop_grace_s: float) -> None:
         self._stop_grace_s = math.ceil(stop_grace_s)
-        self._client: JobSubmissionClient | None = None
+        self._client: _Client | None = None
 
     def submit(self, submission_id: str, recipe: Path, out: Path, log: Path, resume: bool) -> None:
         """Have Ray run a recipe.
@@ -153,10 +162,10 @@ class RayJobs:
                 return ""
             raise self._away(error) from error
 
-    def _connected(self) -> JobSubmissionClient:
+    def _connected(self) -> _Client:
         if self._client is None:
             # The client finds the dashboard by the cluster's address, and its token as Ray does.
-            self._client = JobSubmissionClient(ray.get_runtime_context().gcs_address)
+            self._client = _Client(ray.get_runtime_context().gcs_address)
         return self._client
 
     def _away(self, error: Exception) -> RayAway:

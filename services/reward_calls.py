@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from math import exp
 from typing import Literal
 
+from ray.serve.exceptions import BackPressureError
+
+from cluster.errors import InputError, UnscoredError
 from cluster.types import Message
 
 Cut = Literal["left", "right"]
@@ -60,6 +63,10 @@ class ModelScores:
     template_hash: str
     """SHA-256 of its chat template."""
     items: tuple[ItemScore, ...]
+
+
+Refusal = InputError | UnscoredError | BackPressureError
+"""Why there are no scores: an item is wrong, the model failed, or too many items wait."""
 
 
 def probability(logit: float) -> float:

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from ray.serve.exceptions import BackPressureError
+
 from cluster.config.serving import ServedRewardModel
-from cluster.errors import InputError
+from cluster.errors import InputError, UnscoredError
 from cluster.types import Axis
 from services.reward_batches import RewardBatches
-from services.reward_calls import Answered, Item, ItemScore, ModelScores
+from services.reward_calls import Answered, Item, ItemScore, ModelScores, Refusal
 
 
 class RewardServer:
@@ -39,6 +41,14 @@ class RewardServer:
         # One thread alone: whether special tokens are recognised is a state of the tokenizer.
         self._reader = ThreadPoolExecutor(1, "tokenizer")
         self._batches = RewardBatches(axis, self._model.passes, model)
+
+    async def answer(self, items: Sequence[Item], deterministic: bool) -> ModelScores | Refusal:
+        """As `score`, but what that raises is the answer: Serve logs every traceback."""
+        try:
+            return await self.score(items, deterministic)
+        except (InputError, UnscoredError, BackPressureError) as refusal:
+            # Its traceback holds the request, and would travel.
+            return refusal.with_traceback(None)
 
     async def score(self, items: Sequence[Item], deterministic: bool) -> ModelScores:
         """Score conversations.

@@ -1,19 +1,21 @@
 """Scoring by the reward models that are served: ask, mix, and hold to the safety gate."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 
 import numpy as np
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from actors.mixes import MixedReward, make_mix
 from cluster.config.serving import RewardServiceSettings
 from cluster.errors import InputError, UnscoredError
 from cluster.types import Axis
 from services.backends import Backends
+from services.errors import unavailable
 from services.prometheus import count_gate
-from services.reward_calls import Item, ModelScores
+from services.reward_calls import Item, ModelScores, Refusal
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,42 @@ async def score_items(
         InputError: names the item; it is too long, or cannot be written by the chat template.
         TimeoutError: it took longer than a request may.
         UnscoredError: a score could not be had.
-        BackPressureError, RayActorError: a model has no place for it, or is restarting.
+        ApiError: 503; a model has no place for them, or is starting or stopping.
+        RayActorError: a model died.
     """
-    calls = [backends.reward[axis].score.remote(items, deterministic) for axis in axes]
+    try:
+        answers = await _ask(backends, items, axes, deterministic)
+    except (BackPressureError, DeploymentUnavailableError) as error:
+        # For these two Serve puts handlers of its own in place of an application's.
+        reason = f"a reward model is busy or restarting ({type(error).__name__})"
+        raise unavailable(reason, backends.settings.http.retry_after_s) from error
+    settings = backends.settings.reward
+    assert settings is not None
+    models = dict(zip(axes, answers, strict=True))
+    return _judged(settings, models, [item.adversarial for item in items])
+
+
+async def _ask(
+    backends: Backends, items: Sequence[Item], axes: Sequence[Axis], deterministic: bool
+) -> list[ModelScores]:
+    calls = [backends.reward[axis].answer.remote(items, deterministic) for axis in axes]
     answers: list[ModelScores] | None = None
     try:
         async with asyncio.timeout(backends.settings.http.request_timeout_s):
-            answers = await asyncio.gather(*calls)
+            answers = await asyncio.gather(*map(_scores, calls))
     finally:
+        # Where one model refuses, what the others would say is of no use.
         if answers is None:
             for call in calls:
                 call.cancel()
-    models = dict(zip(axes, answers, strict=True))
-    settings = backends.settings.reward
-    assert settings is not None
-    return _judged(settings, models, [item.adversarial for item in items])
+    return answers
+
+
+async def _scores(call: Awaitable[ModelScores | Refusal]) -> ModelScores:
+    answer = await call
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def served_axes(backends: Backends, asked: Sequence[Axis] | None) -> list[Axis]:

@@ -79,11 +79,9 @@ class Served:
         return httpx.Client(base_url=self.url, headers=headers, timeout=120)
 
 
-def rayward(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def rayward(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
-    done = subprocess.run(
-        [RAYWARD, *arguments], capture_output=True, text=True, check=False, **options
-    )
+    done = subprocess.run([RAYWARD, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -15,7 +15,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     # A service that asks for keys starts with the file that holds them.
     rayward("keys", "create", "--scope", "admin", "--file", str(folder / "keys.json"))
     document = {
-        "keys": {"path": str(folder / "keys.json")},
+        "keys": {"path": str(folder / "keys.json"), "requests_per_minute": 100_000},
         "reward": {
             "safety": {"path": str(models / "safety")},
             "helpfulness": {"path": str(models / "helpfulness")},

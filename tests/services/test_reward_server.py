@@ -1,6 +1,7 @@
 """A replica by itself: what it reads, batches, refuses, and gives up."""
 
 import asyncio
+import pickle
 import random
 import threading
 import time
@@ -188,6 +189,16 @@ def test_an_item_that_is_too_long_is_refused_by_name(replica: RewardServer) -> N
         "items.1: got '515 tokens', expected at most 512, which the safety model reads, or to be "
         "truncated"
     )
+
+
+def test_a_refusal_is_an_answer_that_travels(replica: RewardServer) -> None:
+    """Raised, it would come with a traceback into a log."""
+    answer = run(lambda: replica.answer([written(ROOM + 3)], False))
+    assert isinstance(answer, InputError)
+    assert answer.__traceback__ is None
+    assert str(pickle.loads(pickle.dumps(answer))) == str(answer)
+    scores = run(lambda: replica.answer([written(5)], False))
+    assert scores == run(lambda: replica.score([written(5)], False))
 
 
 def test_an_item_that_is_cut_says_so(replica: RewardServer) -> None:

@@ -1,0 +1,223 @@
+"""Jobs over HTTP, with a real Ray behind: from submission to the end, cut off and gone on with."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from cluster.config.load import parse_recipe
+from cluster.metrics import read_metrics
+from cluster.run_directory import RunDirectory
+from services.job_schemas import FINAL
+from tests.serving import Served
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "data": {
+        "tiny_world": {
+            "demonstrations": 400,
+            "safety_demonstrations": 42,
+            "seed_prompts": 12,
+            "train_prompts": 84,
+            "safety_pairs": 100,
+            "helpfulness_pairs": 100,
+            "held_out_adversarial": 21,
+            "held_out_benign": 10,
+            "held_out_borderline": 6,
+            "held_out_pairs": 40,
+            "validation_adversarial": 21,
+            "validation_benign": 6,
+        }
+    },
+    "model": {"make": {"hidden_size": 64, "heads": 2, "layers": 2, "vocab_size": 1024}},
+    "stages": ["reward_safety"],
+    "reward_safety": {"epochs": 100, "batch_size": 4, "max_steps": 2000},
+}
+Submit = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def jobs(served: Served) -> Iterator[httpx.Client]:
+    with served.client("jobs:read", "jobs:write") as client:
+        yield client
+
+
+@pytest.fixture
+def submit(jobs: httpx.Client) -> Iterator[Submit]:
+    """Submits; whatever is left of it afterwards is cancelled."""
+    submitted: list[str] = []
+
+    def send(**changes: object) -> str:
+        body = {"kind": "stage", "config": {**SMALL, **changes}}
+        answer = jobs.post("/v1/jobs", json=body)
+        assert answer.status_code == 201, answer.text
+        submitted.append(answer.json()["id"])
+        return submitted[-1]
+
+    yield send
+    for job in submitted:
+        if jobs.get(f"/v1/jobs/{job}").json()["state"] not in FINAL:
+            jobs.post(f"/v1/jobs/{job}/cancel")
+            wait_for(jobs, job, *FINAL)
+
+
+def wait_for(jobs: httpx.Client, job: str, *states: str, timeout_s: float = 120) -> float:
+    """Wait until a job is in one of some states; how long it took, in seconds."""
+    began = time.monotonic()
+    while (found := jobs.get(f"/v1/jobs/{job}").json())["state"] not in states:
+        assert found["state"] not in FINAL, found
+        assert time.monotonic() - began < timeout_s, found
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+def events(lines: Iterator[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Kind, id and data of each event of a stream."""
+    event: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if line and name:
+            event[name] = value
+        elif "data" in event:
+            yield event["event"], event["id"], json.loads(event["data"])
+            event = {}
+
+
+@pytest.mark.slow
+def test_a_job_is_cancelled_and_gone_on_with_and_its_events_are_whole(
+    jobs: httpx.Client, submit: Submit, served: Served
+) -> None:
+    job = submit(seed=1)
+    told: list[tuple[str, str, dict[str, Any]]] = []
+    with jobs.stream("GET", f"/v1/jobs/{job}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        for event in events(stream.iter_lines()):
+            told.append(event)
+            if event[0] == "metrics":
+                break
+    # Cut off here, in the middle of a job; what it went on to do follows.
+    cancelled = jobs.post(f"/v1/jobs/{job}/cancel")
+    assert (cancelled.status_code, cancelled.json()["state"]) == (202, "cancelling")
+    assert wait_for(jobs, job, "cancelled") < 15
+    run = RunDirectory(served.runs_root / job)
+    assert run.stage_result("reward_safety") is None
+    done = len(read_metrics(run.metrics_path))
+    assert 0 < done < 2000
+    assert jobs.post(f"/v1/jobs/{job}/cancel").status_code == 409
+
+    resumed = jobs.post(f"/v1/jobs/{job}/resume").json()
+    assert (resumed["attempt"], resumed["ended"]) == (2, None)
+    while True:
+        with jobs.stream(
+            "GET", f"/v1/jobs/{job}/events", headers={"Last-Event-ID": told[-1][1]}
+        ) as stream:
+            told += events(stream.iter_lines())
+        if told[-1][0] == "state" and told[-1][2]["state"] in FINAL:
+            break
+    assert told[-1][2] == {
+        "state": "succeeded",
+        "stage": None,
+        "stages_done": ["reward_safety"],
+        "error": None,
+    }
+    assert {"queued", "running"} <= {data["state"] for kind, _, data in told if kind == "state"}
+    # Steps behind the checkpoint were taken back and done again; what stands is told once.
+    resets = [place for place, (kind, _, _) in enumerate(told) if kind == "reset"]
+    standing = told[resets[-1] :] if resets else told
+    steps = [data["step"] for kind, _, data in standing if kind == "metrics"]
+    assert steps == [row["step"] for row in read_metrics(run.metrics_path)] == [*range(1, 2001)]
+
+    detail = jobs.get(f"/v1/jobs/{job}").json()
+    assert detail["state"] == "succeeded"
+    assert detail["kind"] == "stage"
+    assert parse_recipe(detail["config"]) == run.recipe() == parse_recipe({**SMALL, "seed": 1})
+    assert run.manifest()["resumed"]
+    said, offset = "", 0
+    while True:
+        page = jobs.get(f"/v1/jobs/{job}/logs", params={"offset": offset, "limit": 100}).json()
+        said, offset = said + page["text"], page["next_offset"]
+        if page["complete"]:
+            break
+    assert said == (served.runs_root / ".jobs" / job / "log.txt").read_bytes().decode()
+    assert f"report: {run.report_path}" in said
+    rows, offset = [], 0
+    while True:
+        page = jobs.get(
+            f"/v1/jobs/{job}/metrics", params={"offset": offset, "stage": "reward_safety"}
+        ).json()
+        rows += page["rows"]
+        if page["next_offset"] == offset:
+            break
+        offset = page["next_offset"]
+    assert rows == read_metrics(run.metrics_path)
+    assert jobs.post(f"/v1/jobs/{job}/resume").status_code == 409
+
+
+def test_fifty_at_once_lose_none(jobs: httpx.Client, submit: Submit, served: Served) -> None:
+    # Ten of them are one request, sent ten times; the longest runs first, and the others wait.
+    first = submit(seed=2)
+    keys = [f"fifty-{max(number, 9)}-{first}" for number in range(50)]
+
+    def send(number: int) -> httpx.Response:
+        body = {"kind": "recipe", "config": {**SMALL, "seed": max(number, 9)}}
+        return jobs.post("/v1/jobs", json=body, headers={"Idempotency-Key": keys[number]})
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(send, range(50)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 9 + [201] * 41
+    ids = {answer.json()["id"] for answer in answers}
+    assert len({answer.json()["id"] for answer in answers[:10]}) == 1
+    assert len(ids) == 41
+    replays = [answer for answer in answers if answer.headers.get("Idempotency-Replayed")]
+    assert len(replays) == 9
+    listed, after = [], None
+    while True:
+        page = jobs.get("/v1/jobs", params={"limit": 15, **({"after": after} if after else {})})
+        listed += [job["id"] for job in page.json()["jobs"]]
+        after = page.json()["next"]
+        if after is None:
+            break
+    assert len(set(listed)) == len(listed)
+    assert ids < set(listed)
+    assert all((served.runs_root / ".jobs" / job / "job.json").is_file() for job in ids)
+    # The replica dies, and its successor knows them all.
+    kill_replica(served)
+    again = when_back(lambda: send(49))
+    assert (again.status_code, again.json()["id"]) == (200, answers[49].json()["id"])
+    other = jobs.post(
+        "/v1/jobs",
+        json={"kind": "recipe", "config": SMALL},
+        headers={"Idempotency-Key": keys[0]},
+    )
+    assert (other.status_code, other.json()["error"]["param"]) == (409, "Idempotency-Key")
+    for job in ids:
+        assert jobs.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+    assert jobs.get(f"/v1/jobs/{first}").json()["state"] in (
+        "running",
+        "succeeded",
+    )
+    page = jobs.get("/v1/jobs", params={"state": "queued"}).json()
+    assert not ids & {job["id"] for job in page["jobs"]}
+
+
+def kill_replica(served: Served) -> None:
+    (replica,) = [
+        process
+        for process in psutil.Process(served.process.pid).children(recursive=True)
+        if (process.cmdline() or [""])[0].startswith("ray::ServeReplica:rayward:jobs")
+    ]
+    replica.kill()
+
+
+def when_back(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """The first answer that is not 503; within 60 seconds there must be one."""
+    deadline = time.monotonic() + 60
+    while (answer := ask()).status_code == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return answer
