@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +49,7 @@ def ray_session(
         InputError: nothing answers at the address.
     """
     check_address(address)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     os.chdir(workdir)
     # Ray's metrics agents and usage report do nothing for an embedded session but start slowly.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -80,6 +83,9 @@ def ray_session(
         except ConnectionError as error:
             expected = f"{_EXPECTED}, and its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             raise InputError("--address", address, f"{expected} ({error})") from error
+    # Ray puts a handler of its own in place of whoever wanted to be told.
+    if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)
     try:
         yield
     finally:

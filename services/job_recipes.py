@@ -11,7 +11,7 @@ from cluster.errors import InputError
 from cluster.tables import DataDirectory
 from services.job_schemas import JobKind
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _URI = re.compile(r"(s3|gs|gcs|abfss?|hdfs|file|fsspec\+[a-z0-9+]+)://")
 _LONGEST_VALUE = 200
 _MODELS = ("path", "previous")

@@ -155,6 +155,9 @@ class JobRunner:
     def _outcome(self, job: JobRecord, known: RayJob | None) -> dict[str, Any]:
         """The state, and the error if there is one, of a job that has ended."""
         status = self._root.run(job.id).status()
+        if status is not None and job.started is not None and status.updated < job.started:
+            # An earlier attempt's; this one never came so far.
+            status = None
         own = state_of(status)
         state: JobState
         if known is not None and known.state == "succeeded":

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from services.access import needs
 from services.backends import Backends
@@ -29,16 +29,13 @@ from services.policy_answers import (
     completion_answer,
     error_event,
 )
-from services.policy_schemas import (
-    ChatRequest,
-    CompletionRequest,
-    Kind,
-    refusal,
-)
+from services.policy_schemas import ChatRequest, CompletionRequest, Kind, refusal
 
 _EVENTS = "text/event-stream"
 _ERRORS = (400, 401, 403, 404, 413, 429, 503)
 _ENDS = ("stop", "length")
+# For these two Serve puts handlers of its own in place of an application's.
+_FULL = (BackPressureError, DeploymentUnavailableError)
 
 
 def policy_routes(backends: Backends) -> APIRouter:
@@ -124,6 +121,8 @@ async def _made(backends: Backends, kind: Kind, asked: dict[str, Any]) -> dict[s
     try:
         async with asyncio.timeout(backends.settings.http.generation_timeout_s):
             made = await call
+    except _FULL as error:
+        raise _away(backends, error) from error
     finally:
         if made is None:
             call.cancel()
@@ -143,10 +142,13 @@ async def _streamed(
     """
     options = {"stream_options": {"include_usage": with_usage}}
     events = _events(backends, kind, {**asked, **options})
-    first = await anext(events)
+    try:
+        first = await anext(events)
+    except _FULL as error:
+        raise _away(backends, error) from error
     if not isinstance(first, str):
         _require_no_error(backends, first)
-    return StreamingResponse(_followed(first, events), media_type=_EVENTS)
+    return StreamingResponse(_followed(backends, first, events), media_type=_EVENTS)
 
 
 async def _events(backends: Backends, kind: Kind, asked: dict[str, Any]) -> AsyncIterator[Any]:
@@ -168,15 +170,22 @@ async def _events(backends: Backends, kind: Kind, asked: dict[str, Any]) -> Asyn
             call.cancel()
 
 
-async def _followed(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _followed(
+    backends: Backends, first: str, events: AsyncIterator[str]
+) -> AsyncIterator[str]:
     """All events; what fails once the first is sent can only be told in another event."""
     yield first
     try:
         async for event in events:
             yield event
     except (TimeoutError, RayError, RayServeException) as error:
-        yield error_event(unavailable(f"the answer broke off ({type(error).__name__})", 1))
+        yield error_event(_away(backends, error))
         yield DONE
+
+
+def _away(backends: Backends, error: Exception) -> ApiError:
+    reason = f"the policy is busy or restarting ({type(error).__name__})"
+    return unavailable(reason, backends.settings.http.retry_after_s)
 
 
 def _require_no_error(backends: Backends, made: dict[str, Any]) -> None:
@@ -197,5 +206,5 @@ def _json(answer: BaseModel) -> JSONResponse:
 
 
 def _documented(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    events = {"schema": {"type": "string"}}
-    return {200: {"model": answer, "content": {_EVENTS: events}}, **documented(*_ERRORS)}
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    return {200: {"model": answer, "content": {_EVENTS: {"schema": event}}}, **documented(*_ERRORS)}

@@ -78,7 +78,7 @@ class GuardRequest(_Request):
 class SamplingRequest(_Request):
     """What chat and text requests have in common."""
 
-    model: Annotated[str, Field(max_length=256)]
+    model: Annotated[str, Field(max_length=256, json_schema_extra={"enum": [POLICY]})]
     """`policy`."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """1 by default; 0 takes the most likely token."""

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 from openai.types.chat import ChatCompletionChunk
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from cluster.config.load import parse_serving
 from cluster.config.serving import KeySettings
@@ -29,14 +30,17 @@ HELPFULNESS = [5.0, -1.0, 3.0, 2.0]
 
 
 class Policy:
-    """In place of the deployment: draws "answer 0" and so on."""
+    """In place of the deployment: draws "answer 0" and so on, or fails."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.failure: Exception | None = None
         self.answer = self
 
-    def remote(self, kind: str, asked: dict[str, Any]) -> "asyncio.Future[dict[str, Any]]":
+    def remote(self, kind: str, asked: dict[str, Any]) -> "asyncio.Future[Any]":
         self.asked.append(asked)
+        if self.failure is not None:
+            return done(self.failure)
         choices = [
             {
                 "index": index,
@@ -56,24 +60,27 @@ class RewardModel:
 
     def __init__(self, logits: Sequence[float], failure: Exception | None = None) -> None:
         self.items: list[Item] = []
-        self.score = self
+        self.answer = self
         self._logits = logits
         self._failure = failure
 
-    def remote(self, items: Sequence[Item], deterministic: bool) -> "asyncio.Future[ModelScores]":
+    def remote(self, items: Sequence[Item], deterministic: bool) -> "asyncio.Future[Any]":
         self.items += items
+        if self._failure is not None:
+            return done(self._failure)
         scores = tuple(
             ItemScore(self._logits[index], tokens=1, truncated=False) for index in range(len(items))
         )
-        return done(ModelScores("v", "t", scores), self._failure)
+        return done(ModelScores("v", "t", scores))
 
 
-def done(value: Any, failure: Exception | None = None) -> "asyncio.Future[Any]":  # noqa: ANN401
+def done(outcome: object) -> "asyncio.Future[Any]":
+    """What a call gives: a value, a refusal among them, or an error of Ray's or Serve's."""
     future = asyncio.get_running_loop().create_future()
-    if failure is None:
-        future.set_result(value)
+    if isinstance(outcome, RayError | RayServeException):
+        future.set_exception(outcome)
     else:
-        future.set_exception(failure)
+        future.set_result(outcome)
     return future
 
 
@@ -222,7 +229,9 @@ def test_what_cannot_be_scored_here_is_bad_input() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("failure", [UnscoredError("out of memory"), ActorDiedError()])
+@pytest.mark.parametrize(
+    "failure", [UnscoredError("out of memory"), ActorDiedError(), BackPressureError(1, 1)]
+)
 def test_no_answer_is_given_without_its_scores(failure: Exception, streamed: bool) -> None:
     service = Service({"best_of": 2}, failure=failure)
     answer = service.post(CHAT, messages=ASKED, stream=streamed)
@@ -230,6 +239,15 @@ def test_no_answer_is_given_without_its_scores(failure: Exception, streamed: boo
     assert "Retry-After" in answer.headers
     assert "answer 0" not in answer.text
     assert "answer 1" not in answer.text
+
+
+@pytest.mark.parametrize("failure", [ActorDiedError(), BackPressureError(1, 1)])
+def test_without_a_policy_that_answers_the_service_is_unavailable(failure: Exception) -> None:
+    service = Service()
+    service.policy.failure = failure
+    answer = service.post(CHAT, messages=ASKED)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "overloaded_error"
 
 
 def test_what_no_reward_model_can_read_is_bad_input() -> None:

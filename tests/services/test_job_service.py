@@ -205,12 +205,68 @@ def test_fifty_at_once_lose_none(jobs: httpx.Client, submit: Submit, served: Ser
     assert not ids & {job["id"] for job in page["jobs"]}
 
 
-def kill_replica(served: Served) -> None:
+def test_a_job_of_rays_own_command_is_listed(jobs: httpx.Client, served: Served) -> None:
+    _, address = ray_of(served)
+    command = [RAYWARD, "run", "nowhere.yaml", "--out", "elsewhere"]
+    done = subprocess.run(
+        [Path(RAYWARD).with_name("ray"), "job", "submit", "--", *command],
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (name,) = set(re.findall(r"raysubmit_\w+", done.stdout + done.stderr))
+    time.sleep(1.1)  # how old the list may be
+    (job,) = [one for one in jobs.get("/v1/jobs").json()["jobs"] if one["id"] == name]
+    assert (job["origin"], job["state"], job["run"]) == ("ray", "failed", None)
+    page = jobs.get(f"/v1/jobs/{name}/logs").json()
+    assert "rayward: recipe: got 'nowhere.yaml'" in page["text"]
+    assert page["complete"]
+    assert jobs.get(f"/v1/jobs/{name}/metrics").json()["rows"] == []
+    for action in ("cancel", "resume"):
+        refused = jobs.post(f"/v1/jobs/{name}/{action}")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_ours")
+    with jobs.stream("GET", f"/v1/jobs/{name}/events") as stream:
+        assert [data["state"] for _, _, data in events(stream.iter_lines())] == ["failed"]
+
+
+def test_what_is_wrong_is_said(jobs: httpx.Client, served: Served) -> None:
+    wrong = jobs.post("/v1/jobs", json={"kind": "recipe", "config": {**SMALL, "seed": -1}})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "config.seed")
+    body = {"kind": "recipe", "config": SMALL}
+    for extra in ("entrypoint", "env", "runtime_env"):
+        refused = jobs.post("/v1/jobs", json={**body, extra: "rm -rf /"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, extra)
+    for path in ("", "/logs", "/events", "/metrics", "/samples?stage=sft"):
+        assert jobs.get(f"/v1/jobs/no-such-job{path}").status_code == 404
+        assert jobs.get(f"/v1/jobs/..%2f..%2fetc{path}").status_code in (404, 422)
+        assert jobs.get(f"/v1/jobs/.jobs{path}").status_code == 422
+    refused = jobs.get("/v1/jobs/no-such-job/events", headers={"Last-Event-ID": "x"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "Last-Event-ID")
+    assert jobs.get("/v1/jobs", params={"after": "no-such-job"}).status_code == 422
+    with served.client("jobs:read") as reader:
+        assert reader.post("/v1/jobs", json=body).status_code == 403
+        assert reader.post("/v1/jobs/no-such-job/cancel").status_code == 403
+
+
+def ray_of(served: Served) -> tuple[psutil.Process, str]:
+    """The replica of the job service, and the address of its Ray."""
     (replica,) = [
         process
         for process in psutil.Process(served.process.pid).children(recursive=True)
         if (process.cmdline() or [""])[0].startswith("ray::ServeReplica:rayward:jobs")
     ]
+    (gcs,) = [
+        process
+        for process in psutil.Process(served.process.pid).children(recursive=True)
+        if process.name() == "gcs_server"
+    ]
+    (port,) = [word for word in gcs.cmdline() if word.startswith("--gcs_server_port=")]
+    return replica, port
+
+
+def kill_replica(served: Served) -> None:
+    replica, _ = ray_of(served)
     replica.kill()
 
 

@@ -1,0 +1,148 @@
+"""Runs that were not submitted over HTTP: what is listed of them, and what is not known."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from cluster.config.load import parse_recipe
+from cluster.metrics import MetricsWriter
+from cluster.run_directory import RunDirectory
+from cluster.types import Message, Prompt
+from pipelines.samples import Sample, write_samples
+from services.errors import ApiError
+from services.job_copies import Copies
+from services.job_history import History
+from services.job_runs import RunsRoot
+from services.job_schemas import JobState
+from services.ray_jobs import RayJob
+
+RECIPE = parse_recipe({"name": "mine", "data": {"tiny_world": {}}, "model": {"make": {}}})
+
+
+def history(root: Path) -> History:
+    runs = RunsRoot(str(root))
+    return History(runs, Copies(runs))
+
+
+def ray_job(command: str, state: JobState = "running", name: str = "raysubmit_Abc") -> RayJob:
+    started = datetime.now(UTC) + timedelta(minutes=1)
+    return RayJob(name, state, command, None, None, started, None)
+
+
+def test_runs_by_hand_are_listed_newest_first(tmp_path: Path) -> None:
+    for name in ("First_1", "second", "-odd", "not a run"):
+        with RunDirectory.create(tmp_path / name, RECIPE) as run:
+            run.set_status("succeeded")
+    (tmp_path / "third").mkdir()
+    with RunDirectory.create(tmp_path / "fourth", RECIPE) as run:
+        run.set_status("failed", error="E: it broke")
+        running = RunDirectory.create(tmp_path / "fifth", RECIPE)
+        running.set_status("running", "ppo")
+        listed = {job.id: job for job in history(tmp_path).all([], [])}
+        # An id is a part of a URL; other names are not shown.
+        assert listed.keys() == {"First_1", "second", "fourth", "fifth"}
+        states = {name: job.state for name, job in listed.items()}
+        assert states == {
+            "First_1": "succeeded",
+            "second": "succeeded",
+            "fourth": "failed",
+            "fifth": "running",
+        }
+        job = listed["fourth"]
+        assert (job.origin, job.name, job.error) == ("directory", "mine", "E: it broke")
+        assert (job.kind, job.priority, job.attempt) == (None, None, None)
+        assert job.submitted is not None
+        assert job.submitted.utcoffset() is not None
+        assert listed["fifth"].stage == "ppo"
+        # Its process is no more, and had no time to say so.
+        (tmp_path / "fifth" / ".lock").write_text(
+            (tmp_path / "fifth" / ".lock").read_text().replace("process ", "process 9999999")
+        )
+        found = history(tmp_path).other("fifth", [])
+        assert found is not None
+        assert (found.job.state, found.job.stage) == ("interrupted", None)
+        running.close()
+
+
+def test_what_is_no_run_of_ours_breaks_nothing(tmp_path: Path) -> None:
+    for content in ("", "[]", '{"run": 3, "created": "yesterday"}', "\ufffd"):
+        folder = tmp_path / f"odd{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for name in ("manifest.json", "status.json", "recipe.yaml"):
+            (folder / name).write_text(content)
+    jobs = history(tmp_path).all([], [])
+    assert [job.state for job in jobs] == ["interrupted"] * 4
+    assert {(job.name, job.submitted) for job in jobs} == {(None, None)}
+    for job in jobs:
+        found = history(tmp_path).other(job.id, [])
+        assert found is not None
+        assert found.detail().stages_done == []
+
+
+def test_a_ray_job_is_its_run_if_it_says_where(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "one", RECIPE) as run:
+        run.set_status("running", "sft")
+    job = ray_job(f"cd x && /a/bin/rayward run r.yaml --out {tmp_path}/one", "running")
+    (listed,) = history(tmp_path).all([], [job])
+    assert (listed.id, listed.origin, listed.state) == ("one", "ray", "running")
+    for name in ("one", "raysubmit_Abc"):
+        found = history(tmp_path).other(name, [job])
+        assert found is not None
+        assert (found.job.id, found.ray_job) == ("one", job)
+    killed = ray_job(job.entrypoint, "cancelled")
+    assert [one.state for one in history(tmp_path).all([], [killed])] == ["cancelled"]
+
+
+@pytest.mark.parametrize("out", ["", " --out=elsewhere", " --out /elsewhere/one", " --out"])
+def test_a_ray_job_elsewhere_is_listed_by_its_own_id(tmp_path: Path, out: str) -> None:
+    job = ray_job(f"rayward run 'r.yaml'{out}")
+    assert job.is_rayward
+    (listed,) = history(tmp_path).all([], [job])
+    assert (listed.id, listed.origin, listed.run) == ("raysubmit_Abc", "ray", None)
+    found = history(tmp_path).other("raysubmit_Abc", [job])
+    assert found is not None
+    assert found.detail().config is None
+    assert history(tmp_path).other("another", [job]) is None
+
+
+@pytest.mark.parametrize("command", ["rayward serve", "echo rayward run", "python 'run"])
+def test_other_commands_make_no_runs(command: str) -> None:
+    assert ray_job(command).is_rayward is (command == "echo rayward run")
+
+
+def test_metrics_and_samples_are_read_in_pages(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "one", RECIPE) as run:
+        with MetricsWriter(run.metrics_path, run.tensorboard_dir) as metrics:
+            for step in range(5):
+                metrics.log(step, "sft" if step % 2 else "ppo", {"loss": step / 2})
+        prompt = Prompt("p", (Message("user", "Hi"),), None, None, False, False, "test")
+        answers = [
+            Sample(prompt, f"answer {n}", 0.5, None, None, None, None, None, 1, 1, "stop")
+            for n in range(3)
+        ]
+        write_samples(run.samples_path("ppo"), answers)
+        run.complete_stage("ppo", {})
+        run.complete_stage("evaluation/ppo", {})
+    files = RunsRoot(str(tmp_path)).run("one")
+    first, offset = files.metric_rows(None, 0, 2)
+    rest, end = files.metric_rows(None, offset, 100)
+    assert [row["step"] for row in first + rest] == [*range(5)]
+    assert files.metric_rows(None, end, 100) == ([], end)
+    assert [row["step"] for row in files.metric_rows("sft", 0, 100)[0]] == [1, 3]
+    # In the middle of a line: from the next one on.
+    assert files.metric_rows(None, offset - 1, 100) == (rest, end)
+    assert files.metric_rows(None, 2**53, 100) == ([], 2**53)
+    rows, total = files.sample_rows("ppo", 1, 1)
+    assert [(row["response"], row["safety"]) for row in rows] == [("answer 1", 0.5)]
+    assert total == 3
+    assert files.sample_rows("ppo", 2**53, 1) == ([], 3)
+    with pytest.raises(ApiError) as refused:
+        files.sample_rows("sft", 0, 1)
+    assert refused.value.status == 404
+    assert files.samples() == ["ppo"]
+    assert files.stages_done() == ["ppo", "evaluation/ppo"]
+    (tmp_path / "one" / "metrics.jsonl").write_text("no\n")
+    with pytest.raises(ApiError) as refused:
+        files.metric_rows(None, 0, 1)
+    assert (refused.value.status, refused.value.code) == (409, "unreadable")
