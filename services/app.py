@@ -1,7 +1,7 @@
 """The Serve application: a gateway, and behind it the deployments that the settings name.
 
     gateway (HTTP) ─┬─► safety, helpfulness   reward models, each its own deployment
-                    ├─► policy                Ray's LLM server with vLLM
+                    ├─► policy                vLLM
                     └─► jobs                  on Ray's job submission API
 
 `services.app:build` is the import path for Serve's own configuration files; its arguments are
@@ -17,7 +17,6 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.config.load import parse_serving
-from cluster.config.roles import Resources
 from cluster.config.serving import JobServiceSettings, RewardServiceSettings, ServingSettings
 from cluster.types import AXES, Axis
 from services.access import Access
@@ -26,11 +25,11 @@ from services.backends import Backends
 from services.job_service import JobService
 from services.keys import require_keys
 from services.policy_server import policy_deployment
+from services.replicas import HEALTH, actor_options
 from services.reward_server import RewardServer
 
 # Its stubs know no deployment of a class that is no decorator's.
 _deployment: Any = serve.deployment
-_HEALTH: dict[str, Any] = {"health_check_period_s": 2.0, "health_check_timeout_s": 30.0}
 # Of a deployment's requests Serve counts those that a replica has taken, which must all be there
 # to be put into batches, and those that wait for a replica.
 _TAKEN = 4096
@@ -86,7 +85,7 @@ def application(settings: ServingSettings) -> Application:
         max_ongoing_requests=_TAKEN,
         max_queued_requests=_TAKEN,
         ray_actor_options={"num_cpus": 0},
-        **_HEALTH,
+        **HEALTH,
     )
     return gateway.bind(
         settings.model_dump(mode="json"),
@@ -106,7 +105,7 @@ def _reward_models(settings: RewardServiceSettings) -> dict[Axis, Application]:
             max_ongoing_requests=model.max_queued_items,
             max_queued_requests=model.max_queued_items,
             ray_actor_options=actor_options(model.resources),
-            **_HEALTH,
+            **HEALTH,
         ).bind(axis, model, settings.policy, settings.deterministic)
         for axis, model in models.items()
         if model is not None
@@ -120,16 +119,5 @@ def _jobs(settings: JobServiceSettings) -> Application:
         max_ongoing_requests=_TAKEN,
         max_queued_requests=_TAKEN,
         ray_actor_options={"num_cpus": 0},
-        **_HEALTH,
+        **HEALTH,
     ).bind(settings)
-
-
-def actor_options(resources: Resources) -> dict[str, Any]:
-    """What a replica asks of Ray, as Serve takes it."""
-    return {
-        "num_cpus": resources.cpus,
-        "num_gpus": resources.gpus,
-        "resources": resources.custom,
-        "label_selector": resources.labels,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(resources.threads)}},
-    }

@@ -17,6 +17,6 @@ class Backends:
     reward: Mapping[Axis, DeploymentHandle]
     """Of `services.reward_server.RewardServer`, by axis; empty where none is served."""
     policy: DeploymentHandle | None
-    """Of Ray's own LLM server, with vLLM in it."""
+    """Of `services.policy_server.PolicyServer`."""
     jobs: DeploymentHandle | None
     """Of `services.job_service.JobService`."""

@@ -100,6 +100,8 @@ class RayJobs:
             RayAway: Ray did not take it, or its answer was lost.
         """
         words = [RAYWARD, "run", str(recipe), "--out", str(out), *(["--resume"] if resume else [])]
+        # What Ray puts into a job's RAY_ADDRESS may be another Ray of the same machine.
+        words += ["--address", _address()]
         # A shell in between would keep signals from the program. Ray's own copy of the output
         # goes with the cluster, and can be had only whole.
         entrypoint = f"exec {shlex.join(words)} >> {shlex.quote(str(log))} 2>&1"
@@ -165,7 +167,7 @@ class RayJobs:
     def _connected(self) -> _Client:
         if self._client is None:
             # The client finds the dashboard by the cluster's address, and its token as Ray does.
-            self._client = _Client(ray.get_runtime_context().gcs_address)
+            self._client = _Client(_address())
         return self._client
 
     def _away(self, error: Exception) -> RayAway:
@@ -173,6 +175,10 @@ class RayJobs:
         self._client = None
         lines = str(error).strip().splitlines() or [""]
         return RayAway(f"{type(error).__name__}: {lines[0]} ... {lines[-1]}")
+
+
+def _address() -> str:
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _job(details: JobDetails) -> RayJob:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("cluster", "actors", "pipelines")
+ROOMS = ("cluster", "actors", "pipelines", "services")
 
 
 def test_every_file_is_in_the_readme() -> None:

@@ -19,7 +19,7 @@ from services.job_copies import Copies
 from services.job_records import JobRecord, Records
 from services.job_runs import RunsRoot
 from services.job_schemas import JobState
-from tests.services.test_job_service import SMALL, wait_for
+from tests.services.test_job_service import SMALL, address_of, children, wait_for
 from tests.serving import Served, serving
 
 _SECRET = "hf_do_not_tell_anybody"
@@ -38,7 +38,7 @@ def drivers(served: Served) -> list[psutil.Process]:
     """The `rayward run` of a service's jobs."""
     return [
         process
-        for process in psutil.Process(served.process.pid).children(recursive=True)
+        for process in children(served)
         if process.name() != "sh" and "--out" in process.cmdline()
     ]
 
@@ -100,9 +100,8 @@ def _nothing_secret_is_told(served: Served, jobs: httpx.Client) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     # The job has what the service's machines have, without anybody naming it.
-    environment = running[0].environ()
-    assert environment["HF_TOKEN"] == _SECRET
-    own = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": environment["RAY_ADDRESS"]}
+    assert running[0].environ()["HF_TOKEN"] == _SECRET
+    own = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": address_of(served)}
     listed = subprocess.run(
         [Path(sys.executable).with_name("ray"), "job", "list"],
         env=own,

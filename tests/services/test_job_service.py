@@ -1,9 +1,13 @@
 """Jobs over HTTP, with a real Ray behind: from submission to the end, cut off and gone on with."""
 
 import json
+import os
+import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +18,7 @@ from cluster.config.load import parse_recipe
 from cluster.metrics import read_metrics
 from cluster.run_directory import RunDirectory
 from services.job_schemas import FINAL
+from services.ray_jobs import RAYWARD
 from tests.serving import Served
 
 SMALL: dict[str, Any] = {
@@ -36,7 +41,7 @@ SMALL: dict[str, Any] = {
     },
     "model": {"make": {"hidden_size": 64, "heads": 2, "layers": 2, "vocab_size": 1024}},
     "stages": ["reward_safety"],
-    "reward_safety": {"epochs": 100, "batch_size": 4, "max_steps": 2000},
+    "reward_safety": {"epochs": 100, "batch_size": 4, "max_steps": 1000},
 }
 Submit = Callable[..., str]
 
@@ -107,7 +112,7 @@ def test_a_job_is_cancelled_and_gone_on_with_and_its_events_are_whole(
     run = RunDirectory(served.runs_root / job)
     assert run.stage_result("reward_safety") is None
     done = len(read_metrics(run.metrics_path))
-    assert 0 < done < 2000
+    assert 0 < done < 1000
     assert jobs.post(f"/v1/jobs/{job}/cancel").status_code == 409
 
     resumed = jobs.post(f"/v1/jobs/{job}/resume").json()
@@ -130,7 +135,7 @@ def test_a_job_is_cancelled_and_gone_on_with_and_its_events_are_whole(
     resets = [place for place, (kind, _, _) in enumerate(told) if kind == "reset"]
     standing = told[resets[-1] :] if resets else told
     steps = [data["step"] for kind, _, data in standing if kind == "metrics"]
-    assert steps == [row["step"] for row in read_metrics(run.metrics_path)] == [*range(1, 2001)]
+    assert steps == [row["step"] for row in read_metrics(run.metrics_path)] == [*range(1, 1001)]
 
     detail = jobs.get(f"/v1/jobs/{job}").json()
     assert detail["state"] == "succeeded"
@@ -206,11 +211,10 @@ def test_fifty_at_once_lose_none(jobs: httpx.Client, submit: Submit, served: Ser
 
 
 def test_a_job_of_rays_own_command_is_listed(jobs: httpx.Client, served: Served) -> None:
-    _, address = ray_of(served)
     command = [RAYWARD, "run", "nowhere.yaml", "--out", "elsewhere"]
     done = subprocess.run(
         [Path(RAYWARD).with_name("ray"), "job", "submit", "--", *command],
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": address},
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": address_of(served)},
         capture_output=True,
         text=True,
         check=False,
@@ -249,24 +253,21 @@ def test_what_is_wrong_is_said(jobs: httpx.Client, served: Served) -> None:
         assert reader.post("/v1/jobs/no-such-job/cancel").status_code == 403
 
 
-def ray_of(served: Served) -> tuple[psutil.Process, str]:
-    """The replica of the job service, and the address of its Ray."""
-    (replica,) = [
-        process
-        for process in psutil.Process(served.process.pid).children(recursive=True)
-        if (process.cmdline() or [""])[0].startswith("ray::ServeReplica:rayward:jobs")
-    ]
-    (gcs,) = [
-        process
-        for process in psutil.Process(served.process.pid).children(recursive=True)
-        if process.name() == "gcs_server"
-    ]
-    (port,) = [word for word in gcs.cmdline() if word.startswith("--gcs_server_port=")]
-    return replica, port
+def address_of(served: Served) -> str:
+    """The address of a service's Ray."""
+    (raylet,) = [one for one in children(served) if one.name() == "raylet"]
+    (option,) = [one for one in raylet.cmdline() if one.startswith("--gcs-address=")]
+    return option.partition("=")[2]
+
+
+def children(served: Served) -> list[psutil.Process]:
+    """A service's processes, and nobody else's."""
+    return psutil.Process(served.process.pid).children(recursive=True)
 
 
 def kill_replica(served: Served) -> None:
-    replica, _ = ray_of(served)
+    name = "ray::ServeReplica:rayward:jobs"
+    (replica,) = [one for one in children(served) if "".join(one.cmdline()).startswith(name)]
     replica.kill()
 
 
