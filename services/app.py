@@ -118,6 +118,7 @@ def _jobs(settings: JobServiceSettings) -> Application:
         name="jobs",
         max_ongoing_requests=_TAKEN,
         max_queued_requests=_TAKEN,
-        ray_actor_options={"num_cpus": 0},
+        # Ray starts jobs on the head, whose disk this replica shares with them.
+        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
         **HEALTH,
     ).bind(settings)

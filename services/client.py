@@ -86,8 +86,9 @@ class Client:
                     if response.status_code != 200:
                         response.read()
                         raise _failure(response)
-                    for place, event in _events(response.iter_lines()):
-                        last, failures = place, 0
+                    # A long silence may end a connection too, as often as it likes.
+                    failures = 0
+                    for last, event in _events(response.iter_lines()):  # noqa: B007
                         yield event
                 # The service ends a stream behind a job's end, and when it is stopped itself.
                 if self._has_ended(job):

@@ -4,6 +4,7 @@ Jobs write files in place, append and lock, which no object store can do.
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from cluster.errors import InputError
 from services.job_records import FOLDER, JobRecord
 from services.job_runs import RunsRoot
 
@@ -29,6 +31,9 @@ class Copies:
 
     Args:
         root: where runs belong.
+
+    Raises:
+        InputError: the local folder is somebody else's.
     """
 
     def __init__(self, root: RunsRoot) -> None:
@@ -39,6 +44,9 @@ class Copies:
             name = hashlib.sha256(root.uri.encode()).hexdigest()[:16]
             scratch = Path(tempfile.gettempdir()) / f"rayward-runs-{name}"
             scratch.mkdir(mode=0o700, exist_ok=True)
+            if scratch.is_symlink() or scratch.stat().st_uid != os.getuid():
+                # Anybody may put something there first.
+                raise InputError("jobs.runs_root", root.uri, f"that {scratch} is this user's own")
             self.place = RunsRoot(str(scratch))
         # What lies at the root already: size and time of change, by path.
         self._copied: dict[str, dict[str, tuple[int, int]]] = {}

@@ -88,7 +88,7 @@ def job_routes(backends: Backends) -> APIRouter:
         dependencies=[Depends(needs("jobs:write"))],
         responses={
             200: {"model": Job, "description": "It was submitted before."},
-            **documented(401, 403, 409, 413, 422, 429, 503),
+            **documented(400, 401, 403, 409, 413, 422, 429, 503),
         },
     )
     async def submit(request: SubmitRequest, response: Response, key: _Key = None) -> Job:
@@ -153,7 +153,7 @@ def job_routes(backends: Backends) -> APIRouter:
         return await ask(Job, "resume", name)
 
     async def place(name: _Id, last: _LastEventId = None) -> tuple[str, Cursor]:
-        cursor = Cursor() if last is None else parse_cursor(last)
+        cursor = parse_cursor(last) if last else Cursor()
         if cursor is None:
             raise ApiError(422, "Last-Event-ID: no id of an event", "Last-Event-ID")
         # A stream that has begun can no longer say that there is nothing to stream.

@@ -42,10 +42,12 @@ def test_an_id_says_where_its_reader_is(offset: int, line: int, told: int) -> No
     assert parse_cursor(str(cursor)) == cursor
 
 
-@given(st.text(max_size=40))
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "1.2.3", "-1.00000000.00000000", "0.0000000G.00000000", "\u0663.00000000.00000000"],
+)
 def test_no_other_text_is_an_id(text: str) -> None:
-    cursor = parse_cursor(text)
-    assert cursor is None or str(cursor) == text or text != text.lstrip("0")
+    assert parse_cursor(text) is None
 
 
 def test_news_alone_is_told(tmp_path: Path) -> None:
