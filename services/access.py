@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -81,6 +82,10 @@ class Access:
         return key
 
     def _require_here(self, request: Request) -> None:
+        # A page of somebody else's, in a browser on this machine, asks by another name.
+        origin = urlsplit(request.headers.get("origin", "http://localhost")).hostname
+        if not is_loopback(request.url.hostname or "") or not is_loopback(origin or ""):
+            raise _refusal(403, "no keys are configured, so only localhost may be asked")
         # A proxy on this machine that serves others says for whom it asks.
         if "forwarded" in request.headers or "x-forwarded-for" in request.headers:
             raise _refusal(403, "no keys are configured, so no proxy may ask for others")

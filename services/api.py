@@ -27,7 +27,7 @@ def make_api(backends: Backends, access: Access) -> FastAPI:
     api.add_middleware(Room, limit=http.max_requests_in_work, retry_after_s=http.retry_after_s)
     # Who may not ask is told so before the body is read.
     api.add_middleware(KnownFirst)
-    api.add_middleware(BodyLimit, limit=http.max_body_bytes)
+    api.add_middleware(BodyLimit, limit=http.max_body_bytes, timeout_s=http.request_timeout_s)
     api.add_middleware(Measured)
     api.include_router(health_routes(backends))
     api.include_router(models_routes(backends))

@@ -12,7 +12,8 @@ from cluster.tables import DataDirectory
 from services.job_schemas import JobKind
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_URI = re.compile(r"(s3|gs|gcs|abfss?|hdfs|file|fsspec\+[a-z0-9+]+)://")
+# Without a query: it could name another host for the server to ask.
+_URI = re.compile(r"(s3|gs|gcs|abfss?|hdfs)://[^?]+")
 _LONGEST_VALUE = 200
 _MODELS = ("path", "previous")
 _FILES = ("chat_template", "templates", "preprompts")
@@ -31,6 +32,7 @@ def check_config(kind: JobKind, config: dict[str, Any]) -> Recipe:
             raise InputError("stages", list(recipe.stages), expected)
         if recipe.data.path is not None:
             _require_data(recipe.data.path)
+        _require_own_tracker(recipe)
         document = recipe.model_dump(mode="json", exclude={"data"})
         for field, value in _places(document):
             _require_place(field, value)
@@ -40,10 +42,18 @@ def check_config(kind: JobKind, config: dict[str, Any]) -> Recipe:
     return recipe
 
 
+def _require_own_tracker(recipe: Recipe) -> None:
+    """The job has the service's login for its tracker, which no other server should be sent."""
+    mlflow = recipe.tracking.mlflow
+    if mlflow is not None and mlflow.tracking_uri is not None:
+        expected = "null: the service's own MLFLOW_TRACKING_URI"
+        raise InputError("tracking.mlflow.tracking_uri", mlflow.tracking_uri, expected)
+
+
 def _require_data(path: str) -> None:
     if "://" in path:
         # To ask a store that does not answer takes minutes.
-        if not _URI.match(path):
+        if not _URI.fullmatch(path):
             raise InputError("data.path", path, "a URI that pyarrow.fs knows, such as s3://")
         return
     if not Path(path).is_absolute() or "\0" in path:

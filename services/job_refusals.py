@@ -4,6 +4,7 @@ An exception that crosses from one process to another is logged with its traceba
 refusal is nobody's fault there, so it crosses as a value.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -11,6 +12,11 @@ from typing import ParamSpec, TypeVar
 
 from cluster.errors import InputError
 from services.errors import ApiError
+from services.ray_jobs import RayAway
+
+_RETRY_AFTER_S = 1
+
+logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -48,5 +54,10 @@ def refusing(
             return Refusal(error.status, error.message, error.param, error.code, seconds)
         except InputError as error:
             return Refusal(422, str(error), error.field, "invalid_value")
+        except (RayAway, OSError) as error:
+            # Ray's job API or the disk may be back in a moment; what they said is in the log.
+            logger.warning("%s: %s", method.__name__, error)
+            message = f"Ray or the runs root does not answer ({type(error).__name__})"
+            return Refusal(503, message, None, "overloaded", _RETRY_AFTER_S)
 
     return answer

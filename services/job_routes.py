@@ -6,8 +6,12 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+)
 from ray.serve.handle import DeploymentHandle
 
 from services.access import needs
@@ -32,7 +36,14 @@ _LOOK_EVERY_S = 0.5
 _FURTHEST = 2**53  # what JSON numbers hold exactly, in every language
 _STAGE_NAME = r"^[a-z0-9_][a-z0-9_-]{0,62}$"
 # The job service is being replaced, or has too much to do; a stream of events waits.
-_AWAY = (RayActorError, DeploymentUnavailableError, BackPressureError, TimeoutError)
+_AWAY = (
+    RayActorError,
+    WorkerCrashedError,
+    DeploymentUnavailableError,
+    BackPressureError,
+    RequestCancelledError,
+    TimeoutError,
+)
 
 _T = TypeVar("_T")
 _Id = Annotated[str, Path(alias="id", pattern=LISTED_NAME, description="A job's id.")]
@@ -178,7 +189,10 @@ def job_routes(backends: Backends) -> APIRouter:
         while True:
             try:
                 page = await ask(EventPage, "events", name, cursor)
-            except _AWAY:
+            except (*_AWAY, ApiError) as error:
+                # What has begun to stream can no longer be an error.
+                if isinstance(error, ApiError) and error.status != 503:
+                    return
                 await asyncio.sleep(_LOOK_EVERY_S)
                 continue
             for one in page.events:

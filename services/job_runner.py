@@ -64,7 +64,11 @@ class JobRunner:
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
-            await self._start_next()
+            try:
+                await self._start_next()
+            except OSError as error:
+                # A full disk: nobody is started, and whoever runs is still looked after.
+                logger.warning("the queue: %s", error)
             for job in self._queue.active():
                 # One job's long copy keeps nobody else waiting.
                 if job.id not in self._looks:

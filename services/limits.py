@@ -1,19 +1,21 @@
-"""How much comes in: the length of a request's body, and the number of requests in work."""
+"""How much comes in, and how slowly: bodies, and the number of requests in work."""
+
+import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.errors import ApiError, error_response, unavailable
 
 # What must be answered also where there is no room.
-UNCOUNTED_PATHS = ("/health", "/metrics")
+_UNCOUNTED_PATHS = ("/health", "/metrics")
 
 
-class _TooLong(Exception):
-    """The body that is being read is longer than allowed."""
+class _Refused(Exception):
+    """The body that is being read is longer than allowed, or comes too slowly."""
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to bodies that are too long.
+    """ASGI middleware that answers 413 to bodies that are too long, and 408 to slow ones.
 
     A body is refused by its Content-Length before any of it is read, and one that is sent in
     chunks, or is longer than it said, as soon as too much has come.
@@ -21,11 +23,14 @@ class BodyLimit:
     Args:
         app: the rest of the application.
         limit: longest body, in bytes.
+        timeout_s: how long a body may take to come. Serve's own time-out is one that a client's
+            header can switch off.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, timeout_s: float) -> None:
         self._app = app
         self._limit = limit
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -38,37 +43,48 @@ class BodyLimit:
             await error_response(error)(scope, receive, send)
             return
         if any(_is_more(length, self._limit) for length in lengths):
-            await self._refuse(scope, receive, send)
+            await error_response(self._too_long())(scope, receive, send)
             return
         read = 0
         started = False
+        is_whole = False
+        refusal: ApiError | None = None
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
 
         async def count() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, is_whole, refusal
+            if is_whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                refusal = ApiError(408, f"the body took longer than {self._timeout_s:g} s")
+                raise _Refused from None
             read += len(message.get("body", b""))
             if read > self._limit:
-                raise _TooLong
+                refusal = self._too_long()
+                raise _Refused
+            is_whole = not message.get("more_body", False)
             return message
 
-        async def unless_too_long(message: Message) -> None:
+        async def unless_refused(message: Message) -> None:
             nonlocal started
             # Frameworks turn an error while a body is read into an answer of their own.
-            if started or read <= self._limit:
+            if started or refusal is None:
                 started = True
                 await send(message)
 
         try:
-            await self._app(scope, count, unless_too_long)
-        except* _TooLong:  # what streams an answer raises errors in groups
+            await self._app(scope, count, unless_refused)
+        except* _Refused:  # what streams an answer raises errors in groups
             if started:
                 raise
-        if read > self._limit and not started:
-            await self._refuse(scope, receive, send)
+        if refusal is not None and not started:
+            await error_response(refusal)(scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = ApiError(413, f"the body is longer than {self._limit} bytes", code="too_long")
-        await error_response(error)(scope, receive, send)
+    def _too_long(self) -> ApiError:
+        return ApiError(413, f"the body is longer than {self._limit} bytes", code="too_long")
 
 
 def _is_more(digits: bytes, limit: int) -> bool:
@@ -95,7 +111,7 @@ class Room:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http" or scope["path"] in UNCOUNTED_PATHS:
+        if scope["type"] != "http" or scope["path"] in _UNCOUNTED_PATHS:
             await self._app(scope, receive, send)
             return
         if self._in_work >= self._limit:

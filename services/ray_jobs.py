@@ -52,7 +52,6 @@ class RayJob:
     """`queued` means that Ray has not started it."""
     entrypoint: str
     message: str | None
-    exit_code: int | None
     started: datetime | None
     ended: datetime | None
 
@@ -187,7 +186,6 @@ def _job(details: JobDetails) -> RayJob:
         state=_STATES[details.status],
         entrypoint=details.entrypoint,
         message=details.message,
-        exit_code=details.driver_exit_code,
         started=_time(details.start_time),
         ended=_time(details.end_time),
     )

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from ray.serve.exceptions import BackPressureError
 
@@ -82,7 +83,9 @@ class RewardServer:
             UnscoredError: the last forward pass failed, and one over a single token fails too.
         """
         if self._batches.last_failed:
-            await self._batches.score([[0]], fixed=False)
+            # A full queue is no fault of the model's; the next pass says how it is.
+            with suppress(BackPressureError):
+                await self._batches.score([[0]], fixed=False)
 
     def _read(self, items: Sequence[Item]) -> list[tuple[list[int], bool]]:
         """The token ids of each item, and whether some were cut off."""

@@ -59,7 +59,7 @@ def ask(
         transport = httpx.ASGITransport(app, client=(peer, 4711))
         own = {} if token is None else {"Authorization": f"Bearer {token}"}
         own |= {"Content-Type": "application/json", **(headers or {})}
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post(path, content=content, headers=own)
 
     return asyncio.run(one())
@@ -174,7 +174,7 @@ def test_strangers_are_refused_before_their_body_is_read(settings: KeySettings) 
 def test_health_needs_no_key(settings: KeySettings) -> None:
     async def one() -> int:
         transport = httpx.ASGITransport(make_app(settings), client=("203.0.113.7", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return (await client.get("/health")).status_code
 
     assert asyncio.run(one()) == 200
@@ -236,6 +236,22 @@ def test_without_keys_a_proxy_may_not_ask_for_others(header: str) -> None:
     """It comes from this machine, but not in its own name."""
     answer = ask(make_app(KeySettings()), "/score", headers={header: "for=127.0.0.1"})
     assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "rebound.example:8000"}, {"Origin": "https://rebound.example"}, {"Origin": "null"}],
+)
+def test_without_keys_a_page_of_somebody_else_may_not_ask(headers: dict[str, str]) -> None:
+    """A browser on this machine asks for whatever page it shows."""
+    answer = ask(make_app(KeySettings()), "/score", headers=headers)
+    assert answer.status_code == 403
+    assert "localhost" in answer.json()["error"]["message"]
+
+
+def test_without_keys_a_page_of_this_machine_may_ask() -> None:
+    headers = {"Host": "localhost:8000", "Origin": "http://127.0.0.1:3000"}
+    assert ask(make_app(KeySettings()), "/score", headers=headers).status_code == 200
 
 
 def test_keys_are_required_where_others_can_come_in(settings: KeySettings) -> None:

@@ -26,7 +26,7 @@ def test_what_is_right_is_taken(tmp_path: Path) -> None:
     assert check_config("recipe", GOOD).stages[0] == "sft"
     assert check_config("stage", {**GOOD, "stages": ["sft"]}).stages == ["sft"]
     DataDirectory(str(tmp_path)).mark_complete()
-    for data in (str(tmp_path), "s3://bucket/data", "fsspec+memory://data"):
+    for data in (str(tmp_path), "s3://bucket/data", "gs://bucket/data"):
         for model in (str(tmp_path), "gpt2", "org/Model-1.5"):
             check_config("recipe", {**GOOD, "data": {"path": data}, "model": {"path": model}})
 
@@ -47,6 +47,13 @@ def test_a_stage_is_one_stage() -> None:
         ({"data": {"path": "/no/such/data"}}, "config.data.path"),
         ({"data": {"path": "/a\0b"}}, "config.data.path"),
         ({"data": {"path": "http://somewhere/data"}}, "config.data.path"),
+        # The server would ask where the client says, or send its login there.
+        ({"data": {"path": "fsspec+http://somewhere/data"}}, "config.data.path"),
+        ({"data": {"path": "s3://data?endpoint_override=http://a"}}, "config.data.path"),
+        (
+            {"tracking": {"mlflow": {"tracking_uri": "https://somewhere"}}},
+            "config.tracking.mlflow.tracking_uri",
+        ),
         ({"model": {"path": "/no/such/model"}}, "config.model.path"),
         ({"model": {"path": "/a\0b"}}, "config.model.path"),
         ({"model": {"path": "../model"}}, "config.model.path"),

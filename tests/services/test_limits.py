@@ -17,11 +17,12 @@ from services.limits import BodyLimit, Room
 from tests.loopback import listening
 
 LIMIT = 1000
+PATIENCE_S = 3.0
 
 
 def sized_app() -> FastAPI:
     app = FastAPI()
-    app.add_middleware(BodyLimit, limit=LIMIT)
+    app.add_middleware(BodyLimit, limit=LIMIT, timeout_s=PATIENCE_S)
 
     @app.post("/raw")
     async def raw(request: Request) -> int:
@@ -43,6 +44,19 @@ def sized_app() -> FastAPI:
 def sized() -> Iterator[str]:
     with listening(sized_app()) as url:
         yield url
+
+
+@pytest.mark.parametrize("header", ["", "x-request-timeout-seconds: 0\r\n"])
+def test_a_body_that_does_not_come_is_not_waited_for(sized: str, header: str) -> None:
+    place = urlsplit(sized)
+    head = f"POST /json HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n{header}\r\n["
+    with socket.create_connection((place.hostname, place.port), timeout=30) as slow:
+        began = time.monotonic()
+        slow.sendall(head.encode())
+        answer = slow.recv(4096).decode()
+        took = time.monotonic() - began
+    assert answer.startswith("HTTP/1.1 408 ")
+    assert PATIENCE_S <= took < PATIENCE_S + 10
 
 
 def in_chunks(body: bytes, size: int = 100) -> Iterator[bytes]:
@@ -147,7 +161,7 @@ async def reads_all(scope: Scope, receive: Receive, send: Send) -> None:
 )
 def test_what_a_body_says_of_its_length(lengths: list[bytes], sent: int, status: int) -> None:
     headers = [(b"content-length", length) for length in lengths]
-    messages = call(BodyLimit(reads_all, LIMIT), headers, list(in_chunks(b"x" * sent)))
+    messages = call(BodyLimit(reads_all, LIMIT, PATIENCE_S), headers, list(in_chunks(b"x" * sent)))
     assert messages[0]["status"] == status
     assert [message["type"] for message in messages] == [
         "http.response.start",
@@ -173,7 +187,7 @@ def test_an_answer_that_has_begun_is_cut_not_replaced() -> None:
 
     sent: list[Message] = []
     with pytest.raises(ExceptionGroup):
-        call(BodyLimit(answers_first, LIMIT), [], [b"x" * (LIMIT + 1)], sent)
+        call(BodyLimit(answers_first, LIMIT, PATIENCE_S), [], [b"x" * (LIMIT + 1)], sent)
     assert [message.get("status") for message in sent] == [200]
 
 
@@ -195,7 +209,7 @@ def test_a_long_body_is_refused_whatever_the_application_makes_of_it() -> None:
 
     for app in (in_a_group, catches):
         for length, status in ((LIMIT, 200), (LIMIT + 1, 413)):
-            sent = call(BodyLimit(app, LIMIT), [], [b"x" * length])
+            sent = call(BodyLimit(app, LIMIT, PATIENCE_S), [], [b"x" * length])
             assert [message.get("status") for message in sent] == [status, None]
 
 
@@ -337,6 +351,6 @@ def test_streams_pass_through_piece_by_piece() -> None:
             assert await anext(pieces) == b"second"
 
     work = Work(8)
-    work.app.add_middleware(BodyLimit, limit=LIMIT)
+    work.app.add_middleware(BodyLimit, limit=LIMIT, timeout_s=PATIENCE_S)
     with listening(work.app) as url:
         asyncio.run(one(url, work))

@@ -89,7 +89,7 @@ async def offered(
         counts[status] += 1
         took.append(time.monotonic() - began)
         if score is not None:
-            assert abs(score - right[n % len(right)]) <= 1e-5
+            assert abs(score - right[n % len(right)]) <= 1e-6
 
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as tasks:
@@ -155,4 +155,4 @@ def test_a_replica_that_dies_under_load(scoring: Served, tmp_path: Path) -> None
     assert set(counts) <= {200, 503}
     assert counts[200] > 0
     assert back < 30
-    assert asyncio.run(right_scores(scoring)) == pytest.approx(right, abs=1e-5)
+    assert asyncio.run(right_scores(scoring)) == pytest.approx(right, abs=1e-6)
