@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 
 from cluster.errors import InputError
 from cluster.types import Axis, Message
@@ -37,6 +37,8 @@ from services.reward_calls import Answered, Cut, Item, Written, probability
 from services.reward_schemas import Text
 from services.scoring import Scored, require_count, score_items
 
+MODELS_HEADER = "X-Rayward-Models"
+"""Of each model that was asked its version, template hash, and how many items were truncated."""
 _COMBINED = "combined"
 _LABEL = "LABEL_0"  # what transformers calls the only class of a model
 _ADVERSARIAL = "adversarial"
@@ -62,7 +64,7 @@ def drop_in_routes(backends: Backends) -> APIRouter:
     router = APIRouter(tags=["drop-ins"], dependencies=[Depends(needs("score"))], responses=errors)
 
     @router.post("/get_reward")
-    async def get_reward(request: GetRewardRequest) -> GetRewardResponse:
+    async def get_reward(request: GetRewardRequest, response: Response) -> GetRewardResponse:
         """OpenRLHF's remote reward model, with its `serve_rm`'s handling of end tokens."""
         require_count(backends, len(request.query), "query")
         tags = _tags(request)
@@ -71,6 +73,7 @@ def drop_in_routes(backends: Backends) -> APIRouter:
             for i, (text, tag) in enumerate(zip(request.query, tags, strict=True))
         ]
         found = await _score(backends, items, None)
+        _tell(response, found.scored)
         return GetRewardResponse(
             rewards=found.values,
             scores=[probability(value) for value in found.values],
@@ -81,13 +84,14 @@ def drop_in_routes(backends: Backends) -> APIRouter:
         )
 
     @router.post("/classify")
-    async def classify(request: ClassifyRequest) -> ClassifyResponse:
+    async def classify(request: ClassifyRequest, response: Response) -> ClassifyResponse:
         """vLLM's classification, as verl asks for it; logits unless sigmoids are asked for."""
         cut: Cut | None = None
         if request.truncate_prompt_tokens is not None:
             cut = request.truncation_side or "left"
         items = _items(backends, request.input, request.add_special_tokens, cut)
         found = await _score(backends, items, request.model)
+        _tell(response, found.scored)
         values = found.values
         if request.use_activation or request.activation:
             values = [probability(value) for value in values]
@@ -103,10 +107,11 @@ def drop_in_routes(backends: Backends) -> APIRouter:
         )
 
     @router.post("/v1/embeddings")
-    async def embeddings(request: EmbeddingsRequest) -> EmbeddingsResponse:
+    async def embeddings(request: EmbeddingsRequest, response: Response) -> EmbeddingsResponse:
         """OpenAI's embeddings, of one number: the logit."""
         items = _items(backends, request.input, True, None)
         found = await _score(backends, items, request.model)
+        _tell(response, found.scored)
         packed = request.encoding_format == "base64"
         return EmbeddingsResponse(
             model=found.name,
@@ -119,7 +124,7 @@ def drop_in_routes(backends: Backends) -> APIRouter:
 
     @router.post("/predict")
     async def predict(
-        request: PredictRequest, model: Text | None = None
+        request: PredictRequest, response: Response, model: Text | None = None
     ) -> list[Prediction] | list[list[Prediction]]:
         """Text Embeddings Inference's; a pair is a prompt and its answer."""
         side: Cut = "left" if request.truncation_direction.lower() == "left" else "right"
@@ -134,6 +139,7 @@ def drop_in_routes(backends: Backends) -> APIRouter:
             for i, sequence in enumerate(sequences)
         ]
         found = await _score(backends, items, model)
+        _tell(response, found.scored)
         predictions = [
             [Prediction(score=value if request.raw_scores else probability(value), label=_LABEL)]
             for value in found.values
@@ -141,6 +147,15 @@ def drop_in_routes(backends: Backends) -> APIRouter:
         return predictions if is_batch else predictions[0]
 
     return router
+
+
+def _tell(response: Response, scored: Scored) -> None:
+    """Say in a header what the protocols have no field for: which models, and what was cut off."""
+    response.headers[MODELS_HEADER] = ", ".join(
+        f"{axis};version={model.version};template_hash={model.template_hash}"
+        f";truncated={sum(item.truncated for item in model.items)}"
+        for axis, model in scored.models.items()
+    )
 
 
 def _tags(request: GetRewardRequest) -> list[bool]:

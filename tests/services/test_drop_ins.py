@@ -274,3 +274,29 @@ def test_whatever_is_sent_is_scored_or_refused(
 def test_some_of_it_was_scored() -> None:
     assert answered[200] > 10
     assert answered[422] > 10
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/get_reward", {"query": [TEXT]}),
+        ("/classify", {"model": "combined", "input": TEXT}),
+        ("/v1/embeddings", {"model": "combined", "input": [TEXT]}),
+        ("/predict", {"inputs": TEXT}),
+    ],
+)
+def test_every_answer_says_which_models_it_is_from(
+    client: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    """Their protocols have no field for it, so a header has."""
+    told = client.post(path, json=body).headers["X-Rayward-Models"]
+    models = post(client, "/v1/score", {"items": [{"text": TEXT}]})["models"]
+    assert told == ", ".join(
+        f"{axis};version={models[axis]['version']};"
+        f"template_hash={models[axis]['template_hash']};truncated=0"
+        for axis in ("safety", "helpfulness")
+    )
+    long = {**body, "query": [TEXT * 400], "truncate": "left"}
+    if path == "/get_reward":
+        cut = client.post(path, json=long).headers["X-Rayward-Models"]
+        assert cut.count("truncated=1") == 2
