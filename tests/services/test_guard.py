@@ -111,7 +111,7 @@ class Service:
         backends = Backends(self._settings, models, policy, None)
         api = make_api(backends, Access(KeySettings()))
         transport = httpx.ASGITransport(api, client=("127.0.0.1", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post(path, json=body)
 
     def chat(self, **body: object) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def history(root: Path) -> History:
 
 def ray_job(command: str, state: JobState = "running", name: str = "raysubmit_Abc") -> RayJob:
     started = datetime.now(UTC) + timedelta(minutes=1)
-    return RayJob(name, state, command, None, None, started, None)
+    return RayJob(name, state, command, None, started, None)
 
 
 def test_runs_by_hand_are_listed_newest_first(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class RayOfTest:
         assert recipe.is_file()
         assert submission_id not in self.jobs
         self.submitted.append((submission_id, resume))
-        self.jobs[submission_id] = RayJob(submission_id, "running", "", None, None, None, None)
+        self.jobs[submission_id] = RayJob(submission_id, "running", "", None, None, None)
         if self.loses_answers:
             self.loses_answers -= 1
             raise RayAway("the answer was lost")
