@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.config.base import Settings
-from cluster.config.load import NOT_YAML, parse_yaml
+from cluster.config.load import read_mapping
 from cluster.errors import InputError
 
 # What an expression in a template can raise, beside Jinja's own errors.
@@ -33,17 +33,7 @@ def read_file(path: Path | Traversable, model: type[_File], setting: str) -> _Fi
         InputError: it cannot be read, is not YAML, says something twice, or holds something else;
             the message names the file, the first thing wrong in it, and how many others are.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(setting, str(path), f"a readable YAML file ({error})") from error
-    try:
-        document = parse_yaml(text)
-    except NOT_YAML as error:
-        reason = " ".join(str(error).split())
-        raise InputError(setting, str(path), f"valid YAML ({reason})") from error
-    if not isinstance(document, dict):
-        raise InputError(setting, str(path), "a YAML mapping")
+    document = read_mapping(path, setting, "a YAML mapping")
     try:
         return model.model_validate(document)
     except ValidationError as error:

@@ -29,7 +29,7 @@ _TYPES = {
     503: "overloaded_error",
 }
 # What a replica that is full, starting, stopping or dead answers; all pass, so a client may retry.
-_UNAVAILABLE = (
+UNAVAILABLE = (
     BackPressureError,
     DeploymentUnavailableError,
     RequestCancelledError,
@@ -88,16 +88,16 @@ class ApiError(Exception):
 def error_response(error: ApiError) -> JSONResponse:
     """The answer that an error stands for."""
     detail = ErrorDetail(
-        message=_writable(error.message),
+        message=writable(error.message),
         type=_TYPES.get(error.status, "invalid_request_error"),
-        param=None if error.param is None else _writable(error.param),
+        param=None if error.param is None else writable(error.param),
         code=error.code,
     )
     body = ErrorBody(error=detail).model_dump()
     return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 
-def _writable(text: str) -> str:
+def writable(text: str) -> str:
     """A text that UTF-8 has: half a surrogate pair, which JSON lets in, is written as `\\ud800`."""
     return text.encode(errors="backslashreplace").decode()
 
@@ -171,5 +171,5 @@ def handle_errors(api: FastAPI, retry_after_s: int, bad_request: Mapping[str, in
     api.add_exception_handler(InputError, wrong)
     api.add_exception_handler(UnscoredError, unscored)
     api.add_exception_handler(HTTPException, http)
-    for kind in _UNAVAILABLE:
+    for kind in UNAVAILABLE:
         api.add_exception_handler(kind, away)

@@ -9,6 +9,7 @@ from cluster.config.load import parse_recipe
 from cluster.config.recipe import Recipe
 from cluster.errors import InputError
 from cluster.tables import DataDirectory
+from services.errors import writable
 from services.job_schemas import JobKind
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -38,7 +39,9 @@ def check_config(kind: JobKind, config: dict[str, Any]) -> Recipe:
             _require_place(field, value)
     except InputError as error:
         field = "config" if error.field == "recipe" else f"config.{error.field}"
-        raise InputError(_readable(field), _short(error.value), error.expected) from error
+        raise InputError(
+            writable(field)[:_LONGEST_VALUE], _short(error.value), error.expected
+        ) from error
     return recipe
 
 
@@ -96,8 +99,3 @@ def _short(value: object) -> object:
     if len(text) <= _LONGEST_VALUE:
         return value
     return text[:_LONGEST_VALUE] + "..."
-
-
-def _readable(text: str) -> str:
-    """Half a surrogate pair, which JSON can carry, cannot be written as UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()[:_LONGEST_VALUE]

@@ -6,17 +6,11 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from ray.exceptions import RayActorError, WorkerCrashedError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RequestCancelledError,
-)
 from ray.serve.handle import DeploymentHandle
 
 from services.access import needs
 from services.backends import Backends
-from services.errors import ApiError, documented, documented_beside_events
+from services.errors import UNAVAILABLE, ApiError, documented, documented_beside_events
 from services.job_events import Cursor, EventPage, parse_cursor
 from services.job_refusals import Refusal
 from services.job_schemas import (
@@ -35,16 +29,6 @@ from services.job_schemas import (
 _LOOK_EVERY_S = 0.5
 _FURTHEST = 2**53  # what JSON numbers hold exactly, in every language
 _STAGE_NAME = r"^[a-z0-9_][a-z0-9_-]{0,62}$"
-# The job service is being replaced, or has too much to do; a stream of events waits.
-_AWAY = (
-    RayActorError,
-    WorkerCrashedError,
-    DeploymentUnavailableError,
-    BackPressureError,
-    RequestCancelledError,
-    TimeoutError,
-)
-
 _T = TypeVar("_T")
 _Id = Annotated[str, Path(alias="id", pattern=LISTED_NAME, description="A job's id.")]
 _Offset = Annotated[int, Query(ge=0, le=_FURTHEST)]
@@ -189,7 +173,8 @@ def job_routes(backends: Backends) -> APIRouter:
         while True:
             try:
                 page = await ask(EventPage, "events", name, cursor)
-            except (*_AWAY, ApiError) as error:
+            except (*UNAVAILABLE, ApiError) as error:
+                # The job service is being replaced, or has too much to do; a stream waits.
                 # What has begun to stream can no longer be an error.
                 if isinstance(error, ApiError) and error.status != 503:
                     return

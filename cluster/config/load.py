@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from cluster.errors import InputError
 NOT_YAML = (yaml.YAMLError, ValueError)
 _PATHS = ("path", "chat_template", "templates", "preprompts", "previous", "earlier", "policy")
 _Document = TypeVar("_Document", Recipe, ServingSettings)
+_SETTINGS = "a YAML mapping of settings"
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -42,7 +44,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         InputError: the file is missing, not YAML, or a setting is unknown or wrong.
     """
-    return make_recipe(_read(path, "recipe"), overrides)
+    return make_recipe(read_mapping(path, "recipe", _SETTINGS), overrides)
 
 
 def load_serving(path: Path, overrides: list[str] | None = None) -> ServingSettings:
@@ -51,7 +53,7 @@ def load_serving(path: Path, overrides: list[str] | None = None) -> ServingSetti
     Raises:
         InputError: the file is missing, not YAML, or a setting is unknown or wrong.
     """
-    return make_serving(_read(path, "serving document"), overrides)
+    return make_serving(read_mapping(path, "serving document", _SETTINGS), overrides)
 
 
 def make_recipe(document: dict[str, Any], overrides: list[str] | None) -> Recipe:
@@ -97,18 +99,28 @@ def _parse(kind: type[_Document], document: dict[str, Any]) -> _Document:
         raise _as_input_error(error, document) from error
 
 
-def _read(path: Path, what: str) -> dict[str, Any]:
+def read_mapping(path: Path | Traversable, field: str, expected: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: the file.
+        field: what names the file, for errors.
+        expected: what it should hold, for errors.
+
+    Raises:
+        InputError: it cannot be read, is not YAML, says something twice, or holds no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(what, str(path), f"a readable YAML file ({error})") from error
+        raise InputError(field, str(path), f"a readable YAML file ({error})") from error
     try:
         document = parse_yaml(text)
     except NOT_YAML as error:
         reason = " ".join(str(error).split())
-        raise InputError(what, str(path), f"valid YAML ({reason})") from error
+        raise InputError(field, str(path), f"valid YAML ({reason})") from error
     if not isinstance(document, dict):
-        raise InputError(what, str(path), "a YAML mapping of settings")
+        raise InputError(field, str(path), expected)
     return document
 
 
