@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("cluster", "actors", "pipelines", "services")
+ROOMS = ("cluster", "actors", "pipelines", "services", "k8s")
 MAY_IMPORT = {
     "cluster": {"cluster"},
     "actors": {"cluster", "actors"},
     "pipelines": {"cluster", "actors", "pipelines"},
     "services": {"cluster", "actors", "services"},
+    "k8s": {"cluster", "actors", "pipelines", "k8s"},
 }
 HEAVY = {"torch", "transformers", "vllm", "deepspeed"}
 LONGEST_FILE = 350
