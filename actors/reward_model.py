@@ -13,6 +13,7 @@ from actors.chat import require_template
 from actors.microbatches import part_of
 from actors.model_kinds import positions
 from actors.models import load_reward_model, load_tokenizer, read_tokenizer, weights_digest
+from actors.packed_linear import pack_linears
 from actors.reward_encoding import RewardEncoder
 from actors.reward_passes import RewardPasses
 from cluster.config.roles import RewardRole
@@ -53,6 +54,8 @@ class RewardModel:
         field = f"{section or section_of(role)}.path"
         self._model = load_reward_model(path, settings.precision, field)
         nn.Module.to(self._model, device).requires_grad_(False).eval()
+        if device.type == "cpu" and settings.precision == "float32":
+            pack_linears(self._model)
         tokenizer = load_reward_tokenizer(role, path, settings, section)
         self.encoder = RewardEncoder(
             tokenizer,
