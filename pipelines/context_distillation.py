@@ -16,9 +16,10 @@ from actors.chat import encode_prompt
 from actors.policy_session import OnDone, PolicySession, Question
 from cluster.config.context_distillation import ContextDistillationSettings
 from cluster.errors import InputError
+from cluster.logits import probability
 from cluster.seeds import stage_seed
 from cluster.types import Demonstration, Prompt, Rollout
-from pipelines.judgements import Rate, probability, rate
+from pipelines.judgements import Rate, rate
 from pipelines.preprompts import Preprompt, Preprompts, with_preprompt
 
 UNCATEGORISED = "no_category"

@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
-from math import exp
 
 from pydantic import BaseModel, ConfigDict
 
 from cluster.intervals import mean_interval, wilson
+from cluster.logits import probability
 from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, AttackVector, Axis, Prompt, RiskCategory
 from pipelines.tiny_world.oracle import Verdict
 
@@ -85,11 +85,6 @@ def rate(count: int, total: int) -> Rate:
         return Rate(count=count, total=0, rate=None, low=None, high=None)
     low, high = wilson(count, total)
     return Rate(count=count, total=total, rate=count / total, low=low, high=high)
-
-
-def probability(logit: float) -> float:
-    """The sigmoid, for any logit."""
-    return 1 / (1 + exp(-logit)) if logit > 0 else exp(logit) / (1 + exp(logit))
 
 
 def mean_score(logits: Sequence[float]) -> MeanScore | None:

@@ -106,6 +106,15 @@ def needs(scope: Scope) -> Callable[..., Awaitable[None]]:
     return admit
 
 
+async def caller(
+    request: Request, credentials: Annotated[_Credentials, Depends(_bearer)]
+) -> str | None:
+    """A FastAPI dependency: the id of the key that a request came with, if keys are asked for."""
+    access: Access = request.app.state.access
+    key = access.known(request, credentials)
+    return None if key is None else key.id
+
+
 class KnownFirst:
     """ASGI middleware that refuses whoever is not known before a byte of the body is read.
 

@@ -24,7 +24,12 @@ def make_api(backends: Backends, access: Access) -> FastAPI:
     api = FastAPI(title="Rayward", description="Reward scoring, a guarded policy, and jobs.")
     api.state.access = access
     # The last that is added is the first that sees a request.
-    api.add_middleware(Room, limit=http.max_requests_in_work, retry_after_s=http.retry_after_s)
+    api.add_middleware(
+        Room,
+        limit=http.max_requests_in_work,
+        event_streams=http.max_event_streams,
+        retry_after_s=http.retry_after_s,
+    )
     # Who may not ask is told so before the body is read.
     api.add_middleware(KnownFirst)
     api.add_middleware(BodyLimit, limit=http.max_body_bytes, timeout_s=http.request_timeout_s)

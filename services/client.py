@@ -47,7 +47,8 @@ class Event:
 class Client:
     """Asks a service.
 
-    A 503 is waited out, a few times. Every method raises `RequestFailed`.
+    A 503 is waited out, a few times, and so is a connection that cannot be had. Every method raises
+    `RequestFailed`.
 
     Args:
         url: of the service.
@@ -122,7 +123,12 @@ class Client:
             try:
                 response = self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                raise self._no_answer(error) from error
+                # What may have been heard is not said again, but for a question.
+                unheard = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                if attempt == _TRIES or not (unheard or method == "GET"):
+                    raise self._no_answer(error) from error
+                time.sleep(_RECONNECT_AFTER_S)
+                continue
             if response.status_code != 503 or attempt == _TRIES:
                 break
             wait_s = response.headers.get("Retry-After", "1")

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.config.serving import GuardSettings
+from cluster.logits import probability
 from cluster.types import Message
 from services.backends import Backends
 from services.policy_answers import ChatChoice, GuardReport, Score, chat_choice
 from services.policy_schemas import ChatRequest, refusal
 from services.prometheus import count_guard
-from services.reward_calls import Answered, Item, probability
+from services.reward_calls import Answered, Item
 from services.scoring import Scored, score_items
 
 

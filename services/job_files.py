@@ -10,6 +10,7 @@ from pyarrow import fs
 
 LONGEST_CHARACTER = 4
 """Bytes of the longest character in UTF-8."""
+_KINDS = {"stage": str, "step": int}
 _CHUNK = 256 * 1024
 
 
@@ -93,4 +94,7 @@ def metric_row(line: Line) -> dict[str, Any]:
     row = json.loads(line.data)
     if not isinstance(row, dict) or not {"stage", "step", "time"} <= row.keys():
         raise ValueError("not an object with stage, step and time")
+    for name, value in row.items():
+        if not isinstance(value, _KINDS.get(name, int | float)):
+            raise ValueError(f"{name!r} is a {type(value).__name__}")
     return row

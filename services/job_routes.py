@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from ray.serve.handle import DeploymentHandle
 
-from services.access import needs
+from services.access import caller, needs
 from services.backends import Backends
 from services.errors import UNAVAILABLE, ApiError, documented, documented_beside_events
 from services.job_events import Cursor, EventPage, parse_cursor
@@ -26,7 +26,7 @@ from services.job_schemas import (
     Submitted,
 )
 
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 1.0
 _FURTHEST = 2**53  # what JSON numbers hold exactly, in every language
 _STAGE_NAME = r"^[a-z0-9_][a-z0-9_-]{0,62}$"
 _T = TypeVar("_T")
@@ -86,9 +86,16 @@ def job_routes(backends: Backends) -> APIRouter:
             **documented(400, 401, 403, 409, 413, 422, 429, 503),
         },
     )
-    async def submit(request: SubmitRequest, response: Response, key: _Key = None) -> Job:
+    async def submit(
+        request: SubmitRequest,
+        response: Response,
+        asker: Annotated[str | None, Depends(caller)],
+        key: _Key = None,
+    ) -> Job:
         """Submit a recipe, or one stage of one; it runs when it is its turn."""
-        submitted = await ask(Submitted, "submit", request, key)
+        # Whoever asks has idempotency keys of its own.
+        own = None if key is None else f"{asker or ''} {key}"
+        submitted = await ask(Submitted, "submit", request, own)
         if submitted.is_replay:
             response.status_code = 200
             response.headers["Idempotency-Replayed"] = "true"

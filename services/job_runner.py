@@ -19,6 +19,8 @@ from services.ray_jobs import RayAway, RayJob, RayJobs
 _LOOK_EVERY_S = 0.5
 # Beyond the time that a job has to stop, for Ray to kill it and say so.
 _PATIENCE_S = 3.0
+# Ray, or the store of runs, may be away for so long before a job that cannot be begun has failed.
+_BEGIN_PATIENCE_S = 600.0
 _LAST_WORDS = 4096
 _LONGEST_ERROR = 500
 
@@ -55,6 +57,7 @@ class JobRunner:
         self._awake = asyncio.Event()
         self._looks: dict[str, asyncio.Task[None]] = {}
         self._asked_to_stop: dict[str, float] = {}  # by submission id, monotonic seconds
+        self._cannot_begin: dict[str, float] = {}  # by submission id, since when, monotonic seconds
         self._ray_answers = True
 
     def wake(self) -> None:
@@ -97,7 +100,7 @@ class JobRunner:
                 await self._see_it_stop(job, known)
             elif not job.accepted:
                 if known is None:
-                    await asyncio.to_thread(self._hand_over, job)
+                    await self._begin(job)
                 await self._queue.change(job, accepted=True)
             elif known is None or known.state in ("succeeded", "failed", "cancelled"):
                 await self._end(job, known)
@@ -112,6 +115,20 @@ class JobRunner:
             logger.warning("job %s: %s", job.id, error)
         else:
             self._ray_answers = True
+
+    async def _begin(self, job: JobRecord) -> None:
+        """Hand a job over; one that cannot be for long has failed, and others get its place."""
+        try:
+            await asyncio.to_thread(self._hand_over, job)
+        except (RayAway, OSError) as error:
+            since = self._cannot_begin.setdefault(job.submission_id, time.monotonic())
+            if time.monotonic() - since > _BEGIN_PATIENCE_S:
+                words = f"it could not be begun for {_BEGIN_PATIENCE_S:g} s: {error}"
+                changes = {"state": "failed", "error": _first_line(words)}
+                await self._queue.change(job, ended=datetime.now(UTC), **changes)
+                del self._cannot_begin[job.submission_id]
+            raise
+        self._cannot_begin.pop(job.submission_id, None)
 
     def _hand_over(self, job: JobRecord) -> None:
         """Have Ray run a job that it does not know."""

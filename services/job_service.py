@@ -92,7 +92,7 @@ class JobService:
 
         Args:
             request: what to run.
-            key: the request's idempotency key; the same one twice is one job.
+            key: the request's idempotency key, with whose it is; the same one twice is one job.
         """
         body = digest(request.model_dump())
         known = self._queue.replay(key, body)

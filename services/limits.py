@@ -100,26 +100,30 @@ class Room:
         app: the rest of the application.
         limit: requests in work at the same time, at most; a streamed answer is in work until its
             end. Health and metrics do not count.
+        event_streams: streams of a job's events, at most. They last as long as the job and do
+            little, so they take nobody else's room.
         retry_after_s: what the 503 says in Retry-After.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, retry_after_s: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, event_streams: int, retry_after_s: int) -> None:
         self._app = app
-        self._limit = limit
+        self._limits = {"requests": limit, "event streams": event_streams}
+        self._in_work = dict.fromkeys(self._limits, 0)
         self._retry_after_s = retry_after_s
-        self._in_work = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http" or scope["path"] in _UNCOUNTED_PATHS:
             await self._app(scope, receive, send)
             return
-        if self._in_work >= self._limit:
-            error = unavailable(f"{self._limit} requests are in work", self._retry_after_s)
+        kind = "event streams" if scope["path"].endswith("/events") else "requests"
+        limit = self._limits[kind]
+        if self._in_work[kind] >= limit:
+            error = unavailable(f"{limit} {kind} are in work", self._retry_after_s)
             await error_response(error)(scope, receive, send)
             return
-        self._in_work += 1
+        self._in_work[kind] += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._in_work -= 1
+            self._in_work[kind] -= 1

@@ -123,8 +123,7 @@ def engine_arguments(settings: PolicyServiceSettings) -> AsyncEngineArgs:
     return AsyncEngineArgs(
         model=settings.path,
         served_model_name=[POLICY],
-        # Requests without a seed differ, also between replicas and after a restart.
-        seed=secrets.randbelow(2**31),
+        seed=secrets.randbelow(2**31) if settings.seed is None else settings.seed,
         dtype=settings.precision,
         # vLLM's own default is None, too, whatever it declares.
         max_model_len=settings.max_model_len,  # type: ignore[arg-type]

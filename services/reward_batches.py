@@ -19,9 +19,9 @@ from ray.serve.exceptions import BackPressureError
 
 from cluster.config.serving import ServedRewardModel
 from cluster.errors import UnscoredError
+from cluster.logits import probability
 from cluster.types import Axis
 from services.prometheus import observe_batch, observe_scores, set_queue
-from services.reward_calls import probability
 
 if TYPE_CHECKING:
     from actors.reward_passes import RewardPasses

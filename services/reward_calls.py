@@ -1,7 +1,6 @@
 """What the gateway asks a reward model's replica, and what that answers."""
 
 from dataclasses import dataclass
-from math import exp
 from typing import Literal
 
 from ray.serve.exceptions import BackPressureError
@@ -67,10 +66,3 @@ class ModelScores:
 
 Refusal = InputError | UnscoredError | BackPressureError
 """Why there are no scores: an item is wrong, the model failed, or too many items wait."""
-
-
-def probability(logit: float) -> float:
-    """The sigmoid, for any logit."""
-    if logit >= 0:
-        return 1 / (1 + exp(-logit))
-    return exp(logit) / (1 + exp(logit))

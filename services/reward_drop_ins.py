@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Depends, Response
 
 from cluster.errors import InputError
+from cluster.logits import probability
 from cluster.types import Axis, Message
 from services.access import needs
 from services.backends import Backends
@@ -33,7 +34,7 @@ from services.drop_in_schemas import (
     Usage,
 )
 from services.errors import documented
-from services.reward_calls import Answered, Cut, Item, Written, probability
+from services.reward_calls import Answered, Cut, Item, Written
 from services.reward_schemas import Text
 from services.scoring import Scored, require_count, score_items
 

@@ -4,10 +4,10 @@ from typing import cast
 
 from fastapi import APIRouter, Depends
 
+from cluster.logits import probability
 from services.access import needs
 from services.backends import Backends
 from services.errors import documented
-from services.reward_calls import probability
 from services.reward_schemas import (
     DecidedBy,
     ItemResult,

@@ -27,6 +27,8 @@ class HttpSettings(Settings):
     """Longer request bodies are answered with 413."""
     max_requests_in_work: int = Field(default=512, ge=1)
     """Requests beyond so many at a time are answered with 503."""
+    max_event_streams: int = Field(default=128, ge=1)
+    """The same for streams of jobs' events, which last as long as the jobs."""
     retry_after_s: int = Field(default=1, ge=1)
     """What a 503 says in Retry-After."""
 
@@ -116,6 +118,9 @@ class PolicyServiceSettings(Settings):
     """The dtype of the weights."""
     max_model_len: int | None = Field(default=None, ge=2)
     """Longest prompt plus answer, in tokens. Null: what the model was made for."""
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """What answers to requests without a seed are drawn from. Null: drawn anew by every engine at
+    its start, so that replicas differ, and answers after a restart."""
     replicas: int = Field(default=1, ge=1)
     """How many vLLM engines share the requests."""
     tensor_parallel_size: int = Field(default=1, ge=1)

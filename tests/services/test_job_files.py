@@ -71,9 +71,14 @@ def test_lines_from_any_offset(
 
 def test_a_line_that_is_no_row_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"stage": "ppo", "step": 1, "time": 0.5, "kl": 2.0}\n{"stage": "ppo"}\n[\n')
+    path.write_text(
+        '{"stage": "ppo", "step": 1, "time": 0.5, "kl": 2.0}\n{"stage": "ppo"}\n[\n'
+        '{"stage": 1, "step": 1, "time": 0.5}\n'
+        '{"stage": "ppo", "step": 1, "time": 0.5, "kl": "x"}\n'
+    )
     row, *wrong = read_lines(LOCAL, str(path), 0)
     assert metric_row(row)["kl"] == 2.0
+    assert len(wrong) == 4
     for line in wrong:
         with pytest.raises(ValueError, match=r"."):
             metric_row(line)

@@ -37,10 +37,13 @@ class RayOfTest:
     stopped: list[str] = field(default_factory=list)
     loses_answers: int = 0
     is_away: bool = False
+    refuses: str | None = None
 
     def submit(self, submission_id: str, recipe: Path, out: Path, log: Path, resume: bool) -> None:
         assert recipe.is_file()
         assert submission_id not in self.jobs
+        if self.refuses and self.refuses in submission_id:
+            raise RayAway("no room for another process")
         self.submitted.append((submission_id, resume))
         self.jobs[submission_id] = RayJob(submission_id, "running", "", None, None, None)
         if self.loses_answers:
@@ -219,6 +222,29 @@ def test_ray_may_go_away_and_come_back(tmp_path: Path) -> None:
         one.ray.is_away = False
         one.ray.becomes(job.id, "succeeded")
         await one.until(job, "succeeded")
+
+    at_work(one, test)
+
+
+def test_a_job_that_cannot_be_begun_for_long_has_failed_and_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.job_runner._BEGIN_PATIENCE_S", 0.3)
+    one = bench(tmp_path)
+
+    async def test() -> None:
+        first, second = await one.add(), await one.add()
+        one.ray.refuses = first.id
+        began = asyncio.get_running_loop().time()
+        failed = await one.until(first, "failed")
+        assert asyncio.get_running_loop().time() - began > 0.3
+        assert failed.error == "it could not be begun for 0.3 s: no room for another process"
+        await one.accepted(second)
+        one.ray.refuses = None
+        one.ray.becomes(second.id, "succeeded")
+        await one.until(second, "succeeded")
+        await one.queue.resume(one.now(first))
+        await one.accepted(first)
 
     at_work(one, test)
 

@@ -234,6 +234,20 @@ def test_a_job_of_rays_own_command_is_listed(jobs: httpx.Client, served: Served)
         assert [data["state"] for _, _, data in events(stream.iter_lines())] == ["failed"]
 
 
+def test_idempotency_keys_belong_to_whoever_asks(served: Served) -> None:
+    body = {"kind": "recipe", "config": SMALL}
+    headers = {"Idempotency-Key": "mine"}
+    found = []
+    for scopes in (("jobs:read", "jobs:write"), ("jobs:write", "jobs:read")):
+        with served.client(*scopes) as client:
+            answers = [client.post("/v1/jobs", json=body, headers=headers) for _ in range(2)]
+            assert [answer.status_code for answer in answers] == [201, 200]
+            assert len({answer.json()["id"] for answer in answers}) == 1
+            found.append(answers[0].json()["id"])
+            client.post(f"/v1/jobs/{found[-1]}/cancel")
+    assert found[0] != found[1]
+
+
 def test_what_is_wrong_is_said(jobs: httpx.Client, served: Served) -> None:
     wrong = jobs.post("/v1/jobs", json={"kind": "recipe", "config": {**SMALL, "seed": -1}})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "config.seed")

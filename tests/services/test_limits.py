@@ -221,7 +221,7 @@ class Work:
         self.ended = 0
         self.go = asyncio.Event()
         self.app = FastAPI()
-        self.app.add_middleware(Room, limit=limit, retry_after_s=3)
+        self.app.add_middleware(Room, limit=limit, event_streams=1, retry_after_s=3)
 
         @self.app.get("/slow")
         async def slow() -> str:
@@ -232,6 +232,7 @@ class Work:
                 self.ended += 1
             return "done"
 
+        @self.app.get("/v1/jobs/one/events")
         @self.app.get("/stream")
         async def stream() -> StreamingResponse:
             async def pieces() -> AsyncIterator[bytes]:
@@ -284,6 +285,26 @@ def test_beyond_the_room_requests_are_turned_away_at_once() -> None:
         asyncio.run(one(url, work))
 
 
+def test_streams_of_events_have_a_room_of_their_own() -> None:
+    async def one(url: str, work: Work) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            events = "/v1/jobs/one/events"
+            async with client.stream("GET", events) as answer:
+                assert answer.status_code == 200
+                await work.until(1)
+                assert (await client.get(events)).status_code == 503
+                slow = asyncio.create_task(client.get("/slow"))
+                await work.until(2)
+                assert (await client.get("/slow")).status_code == 503
+                work.go.set()
+                assert (await slow).status_code == 200
+            assert (await client.get(events)).status_code == 200
+
+    work = Work(1)
+    with listening(work.app) as url:
+        asyncio.run(one(url, work))
+
+
 def test_who_fails_or_leaves_makes_room() -> None:
     async def one(url: str, work: Work) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
@@ -321,7 +342,7 @@ def test_who_is_cancelled_makes_room() -> None:
         async def receive() -> Message:
             return {"type": "http.disconnect"}
 
-        room = Room(waits, limit=1, retry_after_s=1)
+        room = Room(waits, limit=1, event_streams=1, retry_after_s=1)
         scope = {"type": "http", "path": "/v1/score", "headers": []}
         for _ in range(3):
             task = asyncio.create_task(room(scope, receive, send))
