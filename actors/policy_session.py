@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.chat import decode_response, encode_conversation
 from actors.models import load_tokenizer
+from actors.requests import session_requests
 from actors.reward_model import RewardModel
 from actors.rollout_worker import RolloutWorker, rollout_environment
 from actors.sharding import joined
 from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.placement import Placement, RoleRequest
+from cluster.placement import Placement
 from cluster.types import AXES, Axis, Float32Array, Prompt, Rollout
 
 _CHUNK = 512
@@ -51,16 +52,6 @@ class Answers:
     texts: list[str]
     scores: Mapping[Axis, Float32Array]
     """[N] logits by the axes that were asked for."""
-
-
-def session_requests(settings: PPOSettings, axes: Sequence[Axis]) -> list[RoleRequest]:
-    """What a session asks of the cluster."""
-    rollout = RoleRequest("rollout", settings.rollout.replicas, settings.rollout.resources)
-    roles = {axis: getattr(settings, axis) for axis in axes}
-    return [
-        rollout,
-        *(RoleRequest(axis, role.replicas, role.resources) for axis, role in roles.items()),
-    ]
 
 
 class PolicySession:

@@ -15,11 +15,12 @@ from ray.actor import ActorHandle
 
 from actors.learner import Learner
 from actors.reference import Reference
+from actors.requests import role_requests
 from actors.reward_model import RewardModel
 from actors.rollout_worker import RolloutWorker, rollout_environment
 from actors.sharding import Deal, deal, in_order, joined, share
 from cluster.config.ppo import PPOSettings
-from cluster.placement import Placement, RoleRequest
+from cluster.placement import Placement
 from cluster.types import Experience, Float32Array, Rollout
 
 Wait = Callable[[Sequence[ObjectRef]], None]
@@ -55,19 +56,6 @@ class FrozenScoring:
     reference: list[ObjectRef]
     safety: list[ObjectRef]
     helpfulness: list[ObjectRef]
-
-
-def role_requests(settings: PPOSettings) -> list[RoleRequest]:
-    """What a PPO run asks of the cluster."""
-    critic = RoleRequest("critic", settings.critic.deepspeed.ranks, settings.critic.resources)
-    return [
-        RoleRequest("policy", settings.policy.deepspeed.ranks, settings.policy.resources),
-        *([critic] if settings.has_critic else []),
-        RoleRequest("reference", settings.reference.replicas, settings.reference.resources),
-        RoleRequest("safety", settings.safety.replicas, settings.safety.resources),
-        RoleRequest("helpfulness", settings.helpfulness.replicas, settings.helpfulness.resources),
-        RoleRequest("rollout", settings.rollout.replicas, settings.rollout.resources),
-    ]
 
 
 class Roles:

@@ -31,6 +31,8 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from actors.reward_model import RewardModel
+from cluster.config.serving import ServedRewardModel
 from tests.serving import free_port, serving
 from tests.tiny import tiny_tokenizer
 
@@ -39,6 +41,7 @@ CLIENTS = 32
 ALONE = 60
 SEED = 0
 
+_OWN = "offline, the served class/s"
 Ask = Callable[[aiohttp.ClientSession, str], Awaitable[float]]
 
 
@@ -96,6 +99,23 @@ class Bare:
         began = time.perf_counter()
         self._model(input_ids=ids)
         return time.perf_counter() - began
+
+
+class Own:
+    """The reward model as training has it, in this process: the class that is served."""
+
+    def __init__(self, path: Path) -> None:
+        settings = ServedRewardModel(path=str(path))
+        self._model = RewardModel("safety", settings.path, settings, None)
+        self._most = settings.max_tokens_per_batch
+
+    def rate(self, texts: list[str]) -> float:
+        """Texts a second, in passes as the service plans them."""
+        ids = [self._model.encoder.written(text, False) for text in texts]
+        began = time.perf_counter()
+        for rows in self._model.passes.plan([len(one) for one in ids], False, self._most):
+            self._model.passes.run([ids[row] for row in rows], False)
+        return len(ids) / (time.perf_counter() - began)
 
 
 def asker(url: str, body: Callable[[str], dict], read: Callable[[dict], float]) -> Ask:
@@ -203,10 +223,13 @@ def main() -> None:
             stack.enter_context(
                 started(server, f"http://127.0.0.1:{port}/health", {"VLLM_CPU_KVCACHE_SPACE": "1"})
             )
-        print(json.dumps(measure(asks, texts, bare, chosen.rounds), indent=1))
+        own = Own(folder / "model")
+        print(json.dumps(measure(asks, texts, bare, own, chosen.rounds), indent=1))
 
 
-def measure(asks: dict[str, Ask], texts: list[str], bare: Bare, rounds: int) -> dict[str, object]:
+def measure(
+    asks: dict[str, Ask], texts: list[str], bare: Bare, own: Own, rounds: int
+) -> dict[str, object]:
     """All numbers, each the median over the rounds."""
     found: dict[str, list[float]] = {}
 
@@ -220,11 +243,13 @@ def measure(asks: dict[str, Ask], texts: list[str], bare: Bare, rounds: int) -> 
         rates = {rows: bare.rate(texts, rows) for rows in (1, 2, 4, 8)}
         for rows, rate in rates.items():
             note(f"offline, {rows} rows/s", rate)
-        offline = max(rates.values())
+        note(_OWN, own.rate(texts))
+        offline = {"bare": max(rates.values()), "served class": found[_OWN][-1]}
         over_http = {name: asyncio.run(many(ask, texts)) for name, ask in asks.items()}
         for name, rate in over_http.items():
             note(f"{name}, {CLIENTS} clients/s", rate)
-            note(f"{name} / offline", rate / offline)
+            for what, least in offline.items():
+                note(f"{name} / offline {what}", rate / least)
         for name in asks.keys() - {"rayward"}:
             note(f"rayward / {name}", over_http["rayward"] / over_http[name])
         for name, ask in asks.items():

@@ -7,10 +7,11 @@ from importlib.metadata import entry_points
 import typer
 
 from cluster.config.recipe import Recipe
-from cluster.errors import GateFailed, InputError, RunStopped
+from cluster.errors import GateFailed, InputError, NodeLost, RunStopped
 
 _EXIT_BAD_INPUT = 2
 _EXIT_GATE_FAILED = 3
+_EXIT_NODE_LOST = 4
 _EXIT_STOPPED = 130  # as a shell says, and typer too, of a program that SIGINT ended
 
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
@@ -42,7 +43,7 @@ def make_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line. Bad input: one line on stderr and exit code 2; a gate: 3."""
+    """Run the command line. Bad input: one line on stderr, exit code 2; a gate 3; a lost node 4."""
     try:
         make_app()()
     except InputError as error:
@@ -53,6 +54,9 @@ def main() -> None:
     except GateFailed as failed:
         print(f"rayward: {failed}", file=sys.stderr)
         sys.exit(_EXIT_GATE_FAILED)
+    except NodeLost as lost:
+        print(f"rayward: {lost}; --resume goes on", file=sys.stderr)
+        sys.exit(_EXIT_NODE_LOST)
     except RunStopped as stopped:
         print(f"rayward: {stopped}; --resume goes on", file=sys.stderr)
         sys.exit(_EXIT_STOPPED)

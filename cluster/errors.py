@@ -30,6 +30,10 @@ class StaleEngineError(RuntimeError):
     """A sampler does not hold the weight version that it was asked to sample from."""
 
 
+class NodeLost(RuntimeError):
+    """A machine of the cluster is gone, and with it a part of the run."""
+
+
 class RunStopped(Exception):
     """The run was asked to stop and did, where `--resume` can go on."""
 

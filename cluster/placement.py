@@ -47,6 +47,49 @@ def missing_resources(
     return {name: amount for name, amount in wanted.items() if amount > available.get(name, 0)}
 
 
+@dataclass(frozen=True)
+class Bundle:
+    """What stays together: Ray never splits it over nodes."""
+
+    slots: Sequence[tuple[str, int]]
+    """Role, and number of its process."""
+    resources: Mapping[str, float]
+    """By Ray's names: CPU, GPU, and custom ones."""
+    labels: Mapping[str, str]
+    """Label selector of the node."""
+
+
+def make_bundles(
+    requests: Sequence[RoleRequest], colocate: Sequence[Sequence[str]]
+) -> list[Bundle]:
+    """One bundle for each group of roles, and one for each process of the others.
+
+    Raises:
+        InputError: roles of a group ask for different labels.
+    """
+    asked = {request.name: request for request in requests}
+
+    def slots(role: str) -> list[tuple[str, int]]:
+        return [(role, process) for process in range(asked[role].processes)]
+
+    together = {role for group in colocate for role in group}
+    # A recipe may name a role that it has no use for, such as GRPO a critic.
+    held = [[slot for role in group if role in asked for slot in slots(role)] for group in colocate]
+    held += [[slot] for role in asked if role not in together for slot in slots(role)]
+    bundles = []
+    for own in filter(None, held):
+        resources = [asked[role].resources for role, _ in own]
+        if any(one.labels != resources[0].labels for one in resources):
+            raise InputError(
+                "ppo.colocate",
+                sorted({role for role, _ in own}),
+                "roles with the same resources.labels",
+            )
+        summed = dict(sum((Counter(_wanted(one)) for one in resources), Counter()))
+        bundles.append(Bundle(own, summed, resources[0].labels))
+    return bundles
+
+
 class Placement:
     """Reserves room for all roles at once, so that none waits for another for ever.
 
@@ -60,36 +103,23 @@ class Placement:
 
     def __init__(self, requests: Sequence[RoleRequest], colocate: Sequence[Sequence[str]]) -> None:
         self._requests = {request.name: request for request in requests}
-        self._bundle_of: dict[tuple[str, int], int] = {}
-        bundles: list[dict[str, float]] = []
-        labels: list[dict[str, str]] = []
-        together = {role for group in colocate for role in group}
-        slots = [[slot for role in group for slot in self._slots(role)] for group in colocate]
-        slots += [
-            [slot] for role in self._requests if role not in together for slot in self._slots(role)
-        ]
-        for bundle_slots in slots:
-            resources = [self._requests[role].resources for role, _ in bundle_slots]
-            if any(one.labels != resources[0].labels for one in resources):
-                raise InputError(
-                    "ppo.colocate",
-                    sorted({role for role, _ in bundle_slots}),
-                    "roles with the same resources.labels",
-                )
-            self._bundle_of |= dict.fromkeys(bundle_slots, len(bundles))
-            bundles.append(dict(sum((Counter(_wanted(one)) for one in resources), Counter())))
-            labels.append(resources[0].labels)
+        bundles = make_bundles(requests, colocate)
+        self._bundle_of = {
+            slot: index for index, bundle in enumerate(bundles) for slot in bundle.slots
+        }
+        resources = [dict(bundle.resources) for bundle in bundles]
         self._group: PlacementGroup = placement_group(
-            bundles, strategy="PACK", bundle_label_selector=labels
+            resources,
+            strategy="PACK",
+            bundle_label_selector=[dict(bundle.labels) for bundle in bundles],
         )
         if not self._group.wait(_PLACEMENT_TIMEOUT_S):
             remove_placement_group(self._group)
             raise InputError(
-                "ppo resources", bundles, f"no more than the cluster has: {ray.cluster_resources()}"
+                "ppo resources",
+                resources,
+                f"no more than the cluster has: {ray.cluster_resources()}",
             )
-
-    def _slots(self, role: str) -> list[tuple[str, int]]:
-        return [(role, process) for process in range(self._requests[role].processes)]
 
     def start(
         self,

@@ -34,6 +34,7 @@ from cluster.artifacts import Artifact
 from cluster.atomic import write_bytes
 from cluster.config.load import load_recipe
 from cluster.config.recipe import Recipe
+from cluster.config.topology import moved_settings
 from cluster.errors import InputError
 from cluster.manifest import (
     code_version,
@@ -84,28 +85,29 @@ class RunDirectory:
         run._refuse_contents()
         write_json(run.root / "manifest.json", new_manifest(recipe.name, recipe.seed, _now()))
         run.set_status("running")
-        document = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        write_bytes(str(run.recipe_path), document.encode())
+        run._write_recipe(recipe)
         return run
 
     @classmethod
     def resume(cls, root: Path, recipe: Recipe) -> Self:
         """Go on with a run, under the recipe that it was started with, and lock it.
 
-        Trackers may change on the way: they have no part in what comes out.
+        Trackers and topology may change on the way: they have no part in what comes out.
 
         Raises:
             InputError: there is no run at `root`, its recipe differs, or another process is
                 using it.
         """
         run = cls(root)
-        if not (run.recipe_path.is_file() and (run.root / "manifest.json").is_file()):
+        if not has_run(run.root):
             raise InputError("--resume", str(root), "the directory of a run that was started")
-        run._refuse_other_recipe(recipe)
+        moved = moved_settings(run.recipe(), recipe)
         run._acquire()
         manifest = run.manifest()
-        manifest["resumed"].append({"time": _now(), "code": code_version()})
+        manifest["resumed"].append({"time": _now(), "code": code_version(), "moved": moved})
         write_json(run.root / "manifest.json", manifest)
+        if moved:
+            run._write_recipe(recipe)
         run.set_status("running")
         return run
 
@@ -309,13 +311,14 @@ class RunDirectory:
                 "--out", str(self.root), "an empty directory; choose another or --resume"
             )
 
-    def _refuse_other_recipe(self, recipe: Recipe) -> None:
-        started = flat_settings(self.recipe())
-        given = flat_settings(recipe)
-        for name in [*started, *(name for name in given if name not in started)]:
-            old, new = started.get(name), given.get(name)
-            if old != new:
-                raise InputError(name, new, f"{old!r}, with which the run was started")
+    def _write_recipe(self, recipe: Recipe) -> None:
+        document = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        write_bytes(str(self.recipe_path), document.encode())
+
+
+def has_run(root: Path) -> bool:
+    """Whether a run was started in a directory."""
+    return (root / "recipe.yaml").is_file() and (root / "manifest.json").is_file()
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -327,21 +330,6 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return document
-
-
-def flat_settings(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's settings by their dotted names, but for those of trackers."""
-    return _flatten(recipe.model_dump(mode="json", exclude={"tracking"}))
-
-
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _now() -> str:

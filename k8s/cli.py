@@ -1,12 +1,154 @@
 """The command line of this room: `rayward k8s ...`."""
 
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
 import typer
 
+from cluster.config.load import read_mapping, resolve_recipe, resolve_serving
+from cluster.config.shipped import find_recipe
+from cluster.errors import InputError
+
 app = typer.Typer(no_args_is_help=True)
-k8s_app = typer.Typer(help="Size a run, and write the manifests that run it on Kubernetes.")
+k8s_app = typer.Typer(
+    help="Size a run, and write the manifests that run it on Kubernetes.", no_args_is_help=True
+)
 app.add_typer(k8s_app, name="k8s")
 
+_SERVES = {"http", "keys", "reward", "policy", "jobs"}
+# KubeRay makes the names of pods and services out of a job's or a service's.
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
+_PORT = 8000
 
-@k8s_app.callback()
-def _k8s() -> None:
-    """Size a run, and write the manifests that run it on Kubernetes."""
+Overlays = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--overlay",
+        metavar="FILE",
+        help="Part of a recipe, such as its machines, laid over it before --set; may be repeated.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated."),
+]
+
+
+@k8s_app.command()
+def render(
+    document: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|SERVING",
+            help="A recipe, the name of one that comes with Rayward, or a serving document.",
+        ),
+    ],
+    overlays: Overlays = None,
+    overrides: Overrides = None,
+    kind: Annotated[
+        Literal["job", "service"] | None,
+        typer.Option(help="Default: a service for a serving document, else a job."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Default: the recipe's, or rayward.")] = None,
+    image: Annotated[str | None, typer.Option(help="Default: the one of k8s/base.")] = None,
+    namespace: Annotated[str, typer.Option(help="Where everything goes.")] = "rayward",
+    node_cpus: Annotated[int, typer.Option(min=1, help="CPUs of every worker node.")] = 8,
+    node_memory_gib: Annotated[int, typer.Option(min=1, help="Its memory.")] = 32,
+    node_gpus: Annotated[int, typer.Option(min=0, help="Its GPUs.")] = 0,
+    machines: Annotated[
+        Path | None,
+        typer.Option(help="YAML: worker groups of different nodes, in place of --node-..."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: standard output.")] = None,
+) -> None:
+    """Write the RayJob or RayService of a document, with worker groups that it fits on."""
+    # What counts roles imports Ray.
+    from k8s.machines import load_machines, uniform_machines
+    from k8s.packing import plan_nodes
+    from k8s.render import Target, render_job, render_service, serving_moment, to_yaml
+    from pipelines.room import moments
+
+    path = find_recipe(document)
+    raw = read_mapping(path, "document", "a YAML mapping: a recipe or a serving document")
+    is_service = kind == "service" if kind else bool(_SERVES & raw.keys()) and "data" not in raw
+    if is_service:
+        merged, served = resolve_serving(path, overrides, overlays)
+        if served.http.port != _PORT:
+            expected = f"{_PORT}, which the manifests let through"
+            raise InputError("http.port", served.http.port, expected)
+        asked = [serving_moment(served)]
+    else:
+        recipe = resolve_recipe(path, overrides, overlays)
+        asked = moments(recipe)
+    selectors = [one.resources.labels for moment in asked for one in moment.requests]
+    groups = (
+        uniform_machines(selectors, node_cpus, node_memory_gib, node_gpus)
+        if machines is None
+        else load_machines(machines)
+    )
+    target = Target(_named(name or ("rayward" if is_service else recipe.name)), namespace, image)
+    if is_service:
+        written = render_service(merged, served, groups, target)
+    else:
+        written = render_job(recipe, plan_nodes(asked, groups), groups, target)
+    text = to_yaml(written)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError("--out", str(out), f"a file that can be written ({error})") from error
+
+
+@k8s_app.command()
+def sizing(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe, or the name of one that comes with Rayward; default: its defaults "
+            "with the topology of the gpu overlay, or of gpu-large above 20B parameters."
+        ),
+    ] = None,
+    overlays: Overlays = None,
+    overrides: Overrides = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="PATH_OR_ID",
+            help="A transformers directory or hub id in place of Llama 2's 7B, 13B and 70B; "
+            "may be repeated.",
+        ),
+    ] = None,
+    gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU, in GiB.")] = 80.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """What a recipe takes with models of several sizes: memory, GPUs, nodes, where time goes."""
+    from k8s.shapes import LLAMA_2, read_shape
+    from k8s.sizing import default_recipe, size
+    from k8s.sizing_table import to_document, write_tables
+
+    shapes = [read_shape(model) for model in models] if models else list(LLAMA_2.values())
+    found = []
+    for shape in shapes:
+        if recipe is None:
+            resolved = default_recipe(shape, overrides, overlays)
+        else:
+            resolved = resolve_recipe(find_recipe(recipe), overrides, overlays)
+        found.append(size(resolved, shape, gpu_memory_gib))
+    if as_json:
+        documents: list[dict[str, Any]] = [to_document(one) for one in found]
+        print(json.dumps(documents, indent=1))
+    else:
+        write_tables(found)
+
+
+def _named(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        expected = "at most 47 lower-case letters, digits and hyphens, the first one a letter"
+        raise InputError("--name", name, expected)
+    return name

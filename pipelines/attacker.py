@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from actors.chat import encode_prompt
-from actors.policy_session import PolicySession, Question, session_requests
+from actors.policy_session import PolicySession, Question
 from cluster.config.ppo import PPOSettings, SamplingSettings
 from cluster.config.red_teaming import AttackerSettings
-from cluster.placement import RoleRequest
 from cluster.types import AttackVector, Message
 from pipelines.attack_templates import AttackTemplates
 from pipelines.import_rows import make_prompt
@@ -58,11 +57,6 @@ class Attacker:
         for index, answer in zip(indices, answers.texts, strict=True):
             rewritten[index] = answer.strip()
         return rewritten
-
-
-def attacker_requests(settings: AttackerSettings, ppo: PPOSettings) -> list[RoleRequest]:
-    """What an attacker asks of the cluster, beside the policy that it attacks."""
-    return session_requests(_own(settings, ppo), [])
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import logging
 import sys
 from contextlib import redirect_stdout
 from datetime import datetime
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,9 @@ import typer
 
 from cluster.config.load import load_recipe, make_recipe
 from cluster.config.recipe import Recipe
+from cluster.config.shipped import find_recipe, shipped_recipes
 from cluster.errors import InputError, RunStopped
+from cluster.run_directory import has_run
 from pipelines.doctor import doctor_command
 from pipelines.import_data import import_command
 from pipelines.runs_command import app as runs_app
@@ -38,6 +39,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated."),
 ]
+Overlays = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--overlay",
+        metavar="FILE",
+        help="Part of a recipe, such as its machines, laid over it before --set; may be repeated.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 
 
@@ -48,21 +57,39 @@ def demo(
     address: Address = None,
 ) -> None:
     """Make a small language model safer, from scratch, and show what happened."""
-    with as_file(files("pipelines.recipes") / "demo.yaml") as path:
-        recipe = load_recipe(path, [f"seed={seed}"])
+    recipe = load_recipe(shipped_recipes()["demo"], [f"seed={seed}"])
     _run(recipe, out, resume=False, address=address)
 
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe: YAML, see `rayward config schema`.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe: a YAML file, see `rayward config schema`, or the name of one that "
+            "comes with Rayward."
+        ),
+    ],
     out: Out = None,
+    overlays: Overlays = None,
     overrides: Overrides = None,
     resume: Resume = False,
+    auto_resume: Annotated[
+        bool,
+        typer.Option(
+            "--auto-resume",
+            help="Go on with the run in --out if there is one, else begin it: for whoever "
+            "starts this again when it has failed.",
+        ),
+    ] = False,
     address: Address = None,
 ) -> None:
     """Run a recipe."""
-    _run(load_recipe(recipe, overrides), out, resume, address)
+    if auto_resume and (resume or out is None):
+        expected = "--out with it, and no --resume: it goes on with the run there, or begins it"
+        raise InputError("--auto-resume", auto_resume, expected)
+    resolved = load_recipe(find_recipe(recipe), overrides, overlays)
+    _run(resolved, out, resume, address, auto_resume)
 
 
 @app.command()
@@ -70,6 +97,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A model directory or hub id.")],
     data: Annotated[str, typer.Option(help="A data directory, as `rayward import` writes it.")],
     out: Out = None,
+    overlays: Overlays = None,
     overrides: Overrides = None,
     resume: Resume = False,
     address: Address = None,
@@ -81,16 +109,24 @@ def evaluate(
         "model": {"path": model},
         "stages": ["evaluation"],
     }
-    _run(make_recipe(document, overrides), out, resume, address)
+    _run(make_recipe(document, overrides, overlays), out, resume, address)
 
 
-def _run(recipe: Recipe, out: Path | None, resume: bool, address: str | None) -> None:
+def _run(
+    recipe: Recipe,
+    out: Path | None,
+    resume: bool,
+    address: str | None,
+    auto_resume: bool = False,
+) -> None:
     if resume and out is None:
         raise InputError("--out", None, "the directory of the run that --resume goes on with")
     # Ray is imported with it, and `rayward doctor` must start where Ray is broken.
     from cluster.session import check_address
 
     check_address(address)
+    if auto_resume and out is not None:
+        resume = has_run(out)
     # torch and vLLM take seconds to import; bad input should not have to wait for them.
     # As they are imported, vLLM and DeepSpeed log what they find of the machine, DeepSpeed to
     # standard output, which is the summary's.

@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.config.recipe import REWARD_STAGES, Recipe
 from cluster.errors import GateFailed, RunStopped
+from cluster.lost_nodes import NamingLostNodes
 from cluster.metrics import MetricsWriter
 from cluster.progress import announce
 from cluster.run_directory import RunDirectory
@@ -51,6 +52,7 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool, address: str | None) -> 
     Raises:
         InputError: the recipe, its data or its models cannot be used.
         GateFailed: a policy does not hold what the recipe requires; it is in the report.
+        NodeLost: a machine of the cluster is gone; `resume` goes on on those that are left.
         RunStopped: the run was asked to stop; `resume` goes on with it.
     """
     began = time.perf_counter()
@@ -111,6 +113,7 @@ def _run_stages(
             resources.enter_context(ray_session(address, required_cpus(recipe), run.root))
             # Before Ray goes, whatever still runs on it.
             resources.callback(context.sessions.close)
+            resources.enter_context(NamingLostNodes())
         announce(f"metrics for Prometheus: {metrics_address() or 'out of reach from here'}")
         if address is None:
             require_room(recipe)

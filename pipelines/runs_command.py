@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.tree import Tree
 
 from cluster.config.recipe import Recipe
+from cluster.config.topology import flat_settings
 from cluster.errors import InputError
-from cluster.run_directory import RunDirectory, flat_settings
+from cluster.run_directory import RunDirectory
 from pipelines.gates import change, is_adversarial, is_benign, is_helpful, is_violation, pair_up
 from pipelines.judgements import Rate, StageEvaluation
 from pipelines.plan import PREVIOUS, START, make_plan

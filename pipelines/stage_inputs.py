@@ -15,21 +15,12 @@ from pydantic import BaseModel
 from cluster.artifacts import Artifact, model_identity
 from cluster.config.recipe import Recipe, StageName
 from cluster.config.roles import ModelRole
+from cluster.config.topology import TOPOLOGY
 from cluster.manifest import code_version, file_digest
 from cluster.types import AXES, Axis
 from pipelines.best_samples import best_files
 from pipelines.plan import PREVIOUS, START, PlannedStage, make_plan, measured_policies, yardsticks
 
-_NO_PART = {
-    "resources",
-    "colocate",
-    "checkpoint",
-    "phase_timeout_s",
-    "weight_sync",
-    "kv_cache_gib",
-    "gpu_memory_utilization",
-    "replicas",
-}
 _TABLES: dict[StageName, tuple[str, ...]] = {
     "sft": ("demonstrations/",),
     "safety_sft": ("safety_demonstrations/", "demonstrations/"),
@@ -168,7 +159,7 @@ def _without(document: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _without(value) if isinstance(value, dict) else value
         for name, value in document.items()
-        if name not in _NO_PART
+        if name not in TOPOLOGY
     }
 
 

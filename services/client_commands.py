@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config.load import load_recipe
+from cluster.config.shipped import find_recipe
 from cluster.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +39,22 @@ jobs_app = typer.Typer(help="Look at jobs, and cancel them.", no_args_is_help=Tr
 
 
 def submit_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe: YAML, see `rayward config schema`.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe: a YAML file, see `rayward config schema`, or the name of one that "
+            "comes with Rayward."
+        ),
+    ],
+    overlays: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--overlay",
+            metavar="FILE",
+            help="Part of a recipe, such as its machines, laid over it before --set; "
+            "may be repeated.",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated."),
@@ -48,7 +64,7 @@ def submit_command(
     url: _Url = _DEFAULT_URL,
 ) -> None:
     """Have a service run a recipe, and print the job's id."""
-    config = load_recipe(recipe, overrides).model_dump(mode="json")
+    config = load_recipe(find_recipe(recipe), overrides, overlays).model_dump(mode="json")
     with _asking(url) as client:
         body = {"kind": "recipe", "config": config, "priority": priority}
         job = client.post("/v1/jobs", body)["id"]

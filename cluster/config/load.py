@@ -1,15 +1,16 @@
 """Reading a recipe: YAML, overrides from the command line, and errors a person can act on."""
 
 import os
-import re
+from collections.abc import Callable, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
+from cluster.config.faults import as_input_error
+from cluster.config.overlays import Overlay, blamed, merged
 from cluster.config.recipe import Recipe
 from cluster.config.serving import ServingSettings
 from cluster.errors import InputError
@@ -19,7 +20,6 @@ NOT_YAML = (yaml.YAMLError, ValueError)
 _PATHS = ("path", "chat_template", "templates", "preprompts", "previous", "earlier", "policy")
 _Document = TypeVar("_Document", Recipe, ServingSettings)
 _SETTINGS = "a YAML mapping of settings"
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,13 +38,31 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and apply `a.b=c` overrides, whose values are YAML.
+def load_recipe(
+    path: Path | Traversable,
+    overrides: list[str] | None = None,
+    overlays: Sequence[Path] | None = None,
+) -> Recipe:
+    """Read a recipe, lay overlays over it, and apply `a.b=c` overrides, whose values are YAML.
 
     Raises:
-        InputError: the file is missing, not YAML, or a setting is unknown or wrong.
+        InputError: a file is missing, not YAML, or a setting is unknown or wrong.
     """
-    return make_recipe(read_mapping(path, "recipe", _SETTINGS), overrides)
+    return make_recipe(read_mapping(path, "recipe", _SETTINGS), overrides, overlays)
+
+
+def resolve_recipe(
+    path: Path | Traversable,
+    overrides: list[str] | None = None,
+    overlays: Sequence[Path] | None = None,
+) -> Recipe:
+    """As `load_recipe`, for another machine: paths stay as they are written.
+
+    Raises:
+        InputError: a file is missing, not YAML, or a setting is unknown or wrong.
+    """
+    document, laid = _laid_over(read_mapping(path, "recipe", _SETTINGS), overlays)
+    return _parse_laid(parse_recipe, _overridden(document, overrides), laid, overrides)
 
 
 def load_serving(path: Path, overrides: list[str] | None = None) -> ServingSettings:
@@ -56,13 +74,36 @@ def load_serving(path: Path, overrides: list[str] | None = None) -> ServingSetti
     return make_serving(read_mapping(path, "serving document", _SETTINGS), overrides)
 
 
-def make_recipe(document: dict[str, Any], overrides: list[str] | None) -> Recipe:
-    """Apply overrides to a recipe document, which changes, and validate it.
+def resolve_serving(
+    path: Path | Traversable,
+    overrides: list[str] | None = None,
+    overlays: Sequence[Path] | None = None,
+) -> tuple[dict[str, Any], ServingSettings]:
+    """A serving document, as `resolve_recipe`: as it is written, and parsed.
 
     Raises:
-        InputError: a setting is unknown or wrong.
+        InputError: a file is missing, not YAML, or a setting is unknown or wrong.
     """
-    return parse_recipe(_finished(document, overrides))
+    document, laid = _laid_over(read_mapping(path, "serving document", _SETTINGS), overlays)
+    _overridden(document, overrides)
+    return document, _parse_laid(parse_serving, document, laid, overrides)
+
+
+def make_recipe(
+    document: dict[str, Any], overrides: list[str] | None, overlays: Sequence[Path] | None = None
+) -> Recipe:
+    """Lay overlays over a recipe document, apply overrides to it, and validate it.
+
+    Args:
+        document: may change.
+        overrides: `a.b=c`, after the overlays.
+        overlays: files that hold a part of a recipe, the last one on top.
+
+    Raises:
+        InputError: an overlay cannot be read, or a setting is unknown or wrong.
+    """
+    document, laid = _laid_over(document, overlays)
+    return _parse_laid(parse_recipe, _finished(document, overrides), laid, overrides)
 
 
 def make_serving(document: dict[str, Any], overrides: list[str] | None) -> ServingSettings:
@@ -96,7 +137,7 @@ def _parse(kind: type[_Document], document: dict[str, Any]) -> _Document:
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        raise _as_input_error(error, document) from error
+        raise as_input_error(error, document) from error
 
 
 def read_mapping(path: Path | Traversable, field: str, expected: str) -> dict[str, Any]:
@@ -124,10 +165,41 @@ def read_mapping(path: Path | Traversable, field: str, expected: str) -> dict[st
     return document
 
 
+def _laid_over(
+    document: dict[str, Any], overlays: Sequence[Path] | None
+) -> tuple[dict[str, Any], list[Overlay]]:
+    expected = "a YAML mapping that is part of a recipe"
+    laid = [
+        Overlay(str(path), read_mapping(path, "--overlay", expected)) for path in overlays or []
+    ]
+    for overlay in laid:
+        document = merged(document, overlay.document)
+    return document, laid
+
+
+def _parse_laid(
+    parse: Callable[[dict[str, Any]], _Document],
+    document: dict[str, Any],
+    laid: Sequence[Overlay],
+    overrides: list[str] | None,
+) -> _Document:
+    try:
+        return parse(document)
+    except InputError as error:
+        if not laid:
+            raise
+        raise blamed(error, laid, overrides or []) from error
+
+
 def _finished(document: dict[str, Any], overrides: list[str] | None) -> dict[str, Any]:
+    _overridden(document, overrides)
+    _make_paths_absolute(document)
+    return document
+
+
+def _overridden(document: dict[str, Any], overrides: list[str] | None) -> dict[str, Any]:
     for override in overrides or []:
         _apply(document, override)
-    _make_paths_absolute(document)
     return document
 
 
@@ -169,66 +241,3 @@ def _apply(document: dict[str, Any], override: str) -> None:
         node[leaf] = parse_yaml(value)
     except NOT_YAML as error:
         raise InputError("--set", override, "a value that is valid YAML") from error
-
-
-def _as_input_error(error: ValidationError, document: object) -> InputError:
-    details = error.errors()
-    first = details[0]
-    own = first.get("ctx", {}).get("error")
-    if first["type"] == "union_tag_invalid":
-        own = InputError(
-            f"{_dotted(first, document)}.name",
-            first["ctx"]["tag"],
-            f"one of {first['ctx']['expected_tags']}",
-        )
-    elif not isinstance(own, InputError):
-        own = InputError(_dotted(first, document), _found(first), _expected(first))
-    others = len(details) - 1
-    if not others:
-        return own
-    count = "1 more setting is wrong" if others == 1 else f"{others} more settings are wrong"
-    return InputError(own.field, own.value, f"{own.expected} ({count})")
-
-
-def _dotted(detail: ErrorDetails, document: object) -> str:
-    """The setting as it is written; pydantic also names which of several kinds it took."""
-    parts = []
-    *inner, last = detail["loc"] or ("recipe",)
-    for part in inner:
-        if isinstance(document, dict):
-            if part not in document:
-                continue
-            document = document[part]
-        elif isinstance(document, list) and isinstance(part, int):
-            document = document[part]
-        parts.append(part)
-    return ".".join(str(part) for part in (*parts, last))
-
-
-def _found(detail: ErrorDetails) -> object:
-    if detail["type"] == "missing":
-        return None
-    # A whole section says nothing; the message names the setting that is at fault.
-    return "a mapping" if isinstance(detail["input"], dict) else detail["input"]
-
-
-def _expected(detail: ErrorDetails) -> str:
-    """What would be right, as a phrase; pydantic says it in sentences."""
-    kind, context = detail["type"], detail.get("ctx", {})
-    phrases = {
-        "extra_forbidden": "a known setting; `rayward config schema` lists them",
-        "missing": "a value; this setting has no default",
-        "model_type": "a mapping of settings",
-        "invalid_key": "a name in text",
-        "string_pattern_mismatch": f"text that matches {context.get('pattern')}",
-        "too_short": f"at least {context.get('min_length')} of them",
-        "union_tag_not_found": "a mapping of settings",
-        "greater_than": f"a number greater than {context.get('gt')}",
-        "greater_than_equal": f"a number of at least {context.get('ge')}",
-        "less_than": f"a number less than {context.get('lt')}",
-        "less_than_equal": f"a number of at most {context.get('le')}",
-    }
-    phrase = phrases.get(kind, detail["msg"].removeprefix("Input should be "))
-    if kind == "float_type" and _EXPONENT.fullmatch(str(detail["input"])):
-        phrase += "; in YAML one with an exponent has a point, as in 1.0e-3"
-    return phrase

@@ -16,10 +16,11 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from cluster.config.recipe import Recipe
+from cluster.config.topology import flat_settings, is_topology
 from cluster.config.tracking import MLflowSettings, refuse_login_in
 from cluster.errors import InputError
 from cluster.progress import announce
-from cluster.run_directory import RunDirectory, flat_settings
+from cluster.run_directory import RunDirectory
 from cluster.trackers.interface import EndState, MetricRow, TrackerError, known_run, remember_run
 
 _FIELD = "tracking.mlflow.tracking_uri"
@@ -109,9 +110,13 @@ class MLflowTracker:
         return experiment_id
 
     def _describe(self, recipe: Recipe, run: RunDirectory) -> None:
-        # Equal settings are no conflict, and a resumed run has no others; so whatever a killed
-        # process left out is made good.
-        params = [Param(name, str(value)) for name, value in flat_settings(recipe).items()]
+        # Equal settings are no conflict, and a resumed run has no others but for its topology;
+        # so whatever a killed process left out is made good.
+        params = [
+            Param(name, str(value))
+            for name, value in flat_settings(recipe).items()
+            if not is_topology(name)
+        ]
         for first in range(0, len(params), _PARAMS):
             self._client.log_batch(self._run_id, params=params[first : first + _PARAMS])
         code = run.manifest()["code"]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.load import load_recipe
+from cluster.config.load import load_recipe, make_recipe, resolve_recipe
 from cluster.config.recipe import Recipe
+from cluster.config.shipped import find_recipe, shipped_recipes
 from cluster.errors import InputError
 
 TINY = "name: tiny\ndata:\n  tiny_world: {}\nmodel:\n  make: {}\n"
@@ -155,3 +156,113 @@ def test_paths_that_exist_become_absolute(
             [*sources, f"data.path={given}", f"model.path={given}", f"ppo.safety.path={given}"],
         )
         assert recipe.data.path == recipe.model.path == recipe.ppo.safety.path == expected
+
+
+def overlay(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_overlays_merge_mappings_and_replace_the_rest(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        TINY
+        + "stages: [sft, reward_safety]\n"
+        + "sft: {epochs: 7, resources: {cpus: 3, labels: {zone: a}}}\n"
+        + "gates: {}\n"
+    )
+    first = overlay(
+        tmp_path / "one.yaml",
+        "sft: {resources: {labels: {role: learner}, threads: 2}, lora: {rank: 4}}\n"
+        "stages: [sft]\n"
+        "gates: null\n",
+    )
+    second = overlay(tmp_path / "two.yaml", "sft: {resources: {threads: 5}}\nseed: 3\n")
+    loaded = load_recipe(recipe, ["seed=4"], [first, second])
+    assert loaded.sft.epochs == 7
+    assert loaded.sft.resources.labels == {"zone": "a", "role": "learner"}
+    assert (loaded.sft.resources.cpus, loaded.sft.resources.threads) == (3, 5)  # the last on top
+    assert loaded.sft.lora is not None  # a mapping where there was null
+    assert (loaded.stages, loaded.gates) == (["sft"], None)
+    assert loaded.seed == 4  # --set comes last
+    # No file was changed on the way.
+    assert load_recipe(recipe).stages == ["sft", "reward_safety"]
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "expected"),
+    [
+        ("- a\n", "--overlay", "a YAML mapping that is part of a recipe"),
+        ("ppo: [b\n", "--overlay", "valid YAML"),
+        ("ppo: {steps: 1, steps: 2}\n", "--overlay", "valid YAML (found 'steps' twice"),
+        ("ppo: {stepz: 3}\n", "{file}: ppo.stepz", "a known setting"),
+        ("pppo: {}\n", "{file}: pppo", "a known setting"),
+        ("ppo: 3\n", "{file}: ppo", ""),
+        ("sft: {resources: {cpus: many}}\n", "{file}: sft.resources.cpus", "a valid number"),
+        ("stages: [sft, dance]\n", "{file}: stages.1", "'sft'"),
+        ("ppo: {batch_size: 7, minibatch_size: 2}\n", "{file}: ppo.minibatch_size", "a divisor"),
+    ],
+)
+def test_a_wrong_overlay_is_named(
+    recipe_file: Path, tmp_path: Path, content: str, field: str, expected: str
+) -> None:
+    path = overlay(tmp_path / "topology.yaml", content)
+    with pytest.raises(InputError) as caught:
+        load_recipe(recipe_file, None, [path])
+    assert caught.value.field == field.format(file=path)
+    assert caught.value.expected.startswith(expected)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_overlay_that_is_not_there(recipe_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--overlay: got .*none.yaml', expected a readable YAML"):
+        load_recipe(recipe_file, None, [tmp_path / "none.yaml"])
+
+
+def test_nobody_is_blamed_for_what_others_set(recipe_file: Path, tmp_path: Path) -> None:
+    """The overlay may set the same, but a --set or the recipe is what counts."""
+    path = overlay(tmp_path / "topology.yaml", "ppo: {steps: 3}\n")
+    for override, field in (("ppo.steps=x", "ppo.steps"), ("ppo=3", "ppo"), ("sed=1", "sed")):
+        with pytest.raises(InputError) as caught:
+            load_recipe(recipe_file, [override], [path])
+        assert caught.value.field == field
+    # A --set can mend what an overlay got wrong.
+    path.write_text("ppo: {steps: x}\n")
+    assert load_recipe(recipe_file, ["ppo.steps=3"], [path]).ppo.steps == 3
+
+
+def test_a_recipe_for_another_machine_keeps_its_paths(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    changes = ["data.tiny_world=null", "data.path=mine"]
+    assert resolve_recipe(recipe_file, changes).data.path == "mine"
+    assert load_recipe(recipe_file, changes).data.path == str(tmp_path / "mine")
+
+
+def test_an_overlay_lies_over_a_document_too(tmp_path: Path) -> None:
+    path = overlay(tmp_path / "topology.yaml", "sft: {resources: {cpus: 4}}\n")
+    document = {"name": "e", "data": {"path": "d"}, "model": {"path": "m"}, "stages": ["sft"]}
+    assert make_recipe(document, ["sft.epochs=5"], [path]).sft.resources.cpus == 4
+
+
+def test_recipes_go_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {"demo", "hh-rlhf"} <= shipped_recipes().keys()
+    assert load_recipe(find_recipe("demo")).name == "demo"
+    # A folder is no recipe; a file of that name is the one that is meant.
+    (tmp_path / "demo").mkdir()
+    assert load_recipe(find_recipe("demo")).name == "demo"
+    (tmp_path / "demo").rmdir()
+    (tmp_path / "demo").write_text(TINY)
+    assert load_recipe(find_recipe("demo")).name == "tiny"
+    with pytest.raises(InputError) as caught:
+        find_recipe("dem")
+    assert str(caught.value) == (
+        "recipe: got 'dem', expected a YAML file, or one of the recipes that are there: "
+        + ", ".join(shipped_recipes())
+    )
+    # What is plainly a path stays one, and reading says what is wrong with it.
+    for path in ("dem.yaml", "./dem", "folder/demo"):
+        assert find_recipe(path) == Path(path)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from actors.chat import encode_prompt
 from actors.policy_session import Question
+from actors.requests import attacker_requests
 from cluster.config.ppo import PPOSettings, SamplingSettings
 from cluster.config.red_teaming import AttackerSettings
 from cluster.config.roles import Resources, RolloutRole
 from cluster.types import ATTACK_VECTORS, AttackVector, Message, Prompt
 from pipelines.attack_templates import load_attack_templates
-from pipelines.attacker import attacker_requests, open_attacker
+from pipelines.attacker import open_attacker
 from tests.tiny import write_tiny_llama
 
 SAMPLING = SamplingSettings(max_prompt_tokens=120, max_response_tokens=6)
@@ -17,9 +18,9 @@ SAMPLING = SamplingSettings(max_prompt_tokens=120, max_response_tokens=6)
 
 def test_an_attacker_asks_for_its_own_engine() -> None:
     role = RolloutRole(replicas=2, resources=Resources(cpus=3))
-    requests = attacker_requests(AttackerSettings(path="x", rollout=role), PPOSettings())
+    requests = attacker_requests(AttackerSettings(path="x", rollout=role))
     assert [(one.name, one.processes, one.resources.cpus) for one in requests] == [
-        ("rollout", 2, 3)
+        ("attacker", 2, 3)
     ]
 
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 import pipelines.run_recipe
 from cluster.cli import main
 from cluster.config.load import load_recipe
+from cluster.config.recipe import Recipe
 from cluster.run_directory import RunDirectory
 from cluster.tables import (
     PROMPTS,
@@ -677,3 +678,67 @@ def test_the_program_itself_says_one_line_with_everything_loaded(tmp_path: Path)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("rayward: data directory: got 'nowhere', expected a folder with")
+
+
+def test_resume_may_move(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From three nodes to two, say: another topology, and the same run."""
+    RunDirectory.create(Path("out"), load_recipe(recipe)).close()
+    Path("two.yaml").write_text("ppo: {safety: {replicas: 2, resources: {labels: {role: cpu}}}}\n")
+    arguments = ["run", str(recipe), "--resume", "--out", "out", "--overlay", "two.yaml"]
+    monkeypatch.setattr(sys, "argv", ["rayward", *arguments])
+    with pytest.raises(pytest.fail.Exception, match="Ray was started"):
+        main()
+    safety = RunDirectory(tmp_path / "out").recipe().ppo.safety
+    assert (safety.replicas, safety.resources.labels) == (2, {"role": "cpu"})
+
+
+def test_an_overlay_that_is_wrong(rayward: Callable[..., str], recipe: Path) -> None:
+    Path("one.yaml").write_text("ppo: {steps: 3}\n")
+    Path("two.yaml").write_text("ppo: {kl: {betta: 1}}\n")
+    run = ("run", recipe, "--out", "out", "--overlay")
+    line = rayward(*run, "one.yaml", "--overlay", "two.yaml")
+    assert line.startswith("two.yaml: ppo.kl.betta: got 1, expected a known setting; `rayward")
+    assert rayward(*run, "none.yaml").startswith("--overlay: got 'none.yaml', expected a readable")
+    assert rayward("submit", recipe, "--overlay", "two.yaml").startswith("two.yaml: ppo.kl.betta:")
+    evaluate = ("evaluate", "model", "--data", "data", "--overlay", "two.yaml")
+    assert rayward(*evaluate).startswith("two.yaml: ppo.kl.betta: got 1")
+    assert not Path("out").exists()
+
+
+def test_a_recipe_goes_by_its_name(rayward: Callable[..., str]) -> None:
+    assert rayward("run", "demo", "--set", "ppo.stepz=3").startswith("ppo.stepz: got 3")
+    assert rayward("submit", "demo", "--set", "ppo.stepz=3").startswith("ppo.stepz: got 3")
+    for command in ("run", "submit"):
+        line = rayward(command, "demmo")
+        assert line.startswith("recipe: got 'demmo', expected a YAML file, or one of the recipes")
+        assert line.endswith(": demo, hh-rlhf")
+
+
+def test_auto_resume_begins_a_run_or_goes_on_with_it(
+    rayward: Callable[..., str], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def run_recipe(given: Recipe, out: Path, resume: bool, address: str | None) -> dict[str, int]:
+        asked.append(resume)
+        (RunDirectory.resume if resume else RunDirectory.create)(out, given).close()
+        return {}
+
+    monkeypatch.setattr(pipelines.run_recipe, "run_recipe", run_recipe)
+    run = ["run", str(recipe), "--out", "out", "--auto-resume"]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["rayward", *run])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+    assert asked == [False, True]
+    # It is still the same recipe, and nobody else's folder.
+    line = rayward(*run, "--set", "ppo.steps=3")
+    assert line == "ppo.steps: got 3, expected 200, with which the run was started"
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").touch()
+    line = rayward("run", recipe, "--out", "mine", "--auto-resume")
+    assert line.endswith("expected an empty directory; choose another or --resume")
+    for arguments in (("--auto-resume",), ("--auto-resume", "--resume", "--out", "out")):
+        line = rayward("run", recipe, *arguments)
+        assert line.startswith("--auto-resume: got True, expected --out with it, and no --resume")

@@ -1,0 +1,310 @@
+"""Sizing: parameters as transformers counts them, memory and times worked out by hand."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForSequenceClassification as LlamaClassifier
+
+from cluster.cli import main
+from cluster.config.load import make_recipe
+from cluster.config.recipe import Recipe
+from cluster.config.roles import DeepSpeedSettings, LoRASettings
+from cluster.errors import InputError
+from k8s.memory import kv_bytes, lora_parameters, scoring, trained
+from k8s.shapes import LLAMA_2, Shape, llama_parameters, read_shape
+from k8s.sizing import GIB, RoleSize, Size, default_recipe, size
+from k8s.step_time import StepTime
+
+SEVEN = LLAMA_2["7B"]
+SMALL = {"hidden": 64, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate": 160}
+
+
+def small_config(tied: bool) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+
+
+def recipe(*changes: str) -> Recipe:
+    document = {"name": "t", "data": {"tiny_world": {}}, "model": {"make": {}}}
+    return make_recipe(document, list(changes))
+
+
+def roles(found: Size) -> dict[str, RoleSize]:
+    return {one.role: one for one in found.roles}
+
+
+# Parameters
+
+
+def test_llama_2_has_the_parameters_that_are_published() -> None:
+    assert {name: shape.parameters for name, shape in LLAMA_2.items()} == {
+        "7B": 6_738_415_616,
+        "13B": 13_015_864_320,
+        "70B": 68_976_648_192,
+    }
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_those_of_transformers(tmp_path: Path, tied: bool) -> None:
+    model = LlamaForCausalLM(small_config(tied))
+    assert llama_parameters(**SMALL, vocabulary=300, head_is_tied=tied) == model.num_parameters()
+    model.config.save_pretrained(tmp_path)
+    shape = read_shape(str(tmp_path))
+    assert shape == Shape(
+        str(tmp_path), 64, 2, 4, 2, 16, 160, 300, model.num_parameters(), head_is_tied=tied
+    )
+    scalar = LlamaClassifier(LlamaConfig(**{**small_config(tied).to_dict(), "num_labels": 1}))
+    assert shape.scalar_parameters == scalar.num_parameters()
+
+
+def test_other_decoders_are_counted_too(tmp_path: Path) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=4))
+    model.config.save_pretrained(tmp_path)
+    shape = read_shape(str(tmp_path))
+    assert shape.parameters == model.num_parameters()
+    assert (shape.kv_heads, shape.head_size, shape.intermediate) == (4, 16, 256)
+    with pytest.raises(InputError, match=r"^--model: got '/none'"):
+        read_shape("/none")
+
+
+# Memory
+
+
+def test_zero_splits_what_it_says() -> None:
+    """1000 parameters on 4 ranks; in bfloat16 20 bytes for each: ZeRO's 16 and 4 for the sums."""
+    shape = replace(SEVEN, parameters=1000)
+
+    def parts(precision: str, stage: int) -> tuple[float, float, float]:
+        deepspeed = DeepSpeedSettings.model_validate({"ranks": 4, "zero_stage": stage})
+        found = trained(shape, 1000, precision, deepspeed, 0, 0, False)  # type: ignore[arg-type]
+        return found.weights, found.gradients, found.optimizer
+
+    assert parts("bfloat16", 1) == parts("bfloat16", 0) == (2000, 6000, 3000)
+    assert parts("bfloat16", 2) == (2000, 1500, 3000)
+    assert parts("bfloat16", 3) == (500, 1500, 3000)
+    assert sum(parts("bfloat16", 3)) == 20 * 1000 / 4
+    # In float32 the 16 bytes are weights, gradients and two moments; ZeRO has a copy besides.
+    assert parts("float32", 0) == (4000, 4000, 8000)
+    assert parts("float32", 1) == (4000, 4000, 3000)
+    assert parts("float32", 3) == (1000, 1000, 3000)
+
+
+def test_activations_and_logits() -> None:
+    """Per token and layer 8 x 4096 + 4 x 11008 = 76,800 elements; inputs alone are 4096."""
+    one = DeepSpeedSettings()
+    kept = trained(SEVEN, 0, "bfloat16", one, 10, 3, False)
+    assert kept.activations == 2 * 32 * 76_800 * 10
+    assert kept.logits == 3 * 32_000 * (2 + 4 + 4 + 4)
+    again = trained(SEVEN, 0, "bfloat16", one, 10, 3, True)
+    assert again.activations == 2 * (32 * 4096 + 76_800) * 10
+    assert trained(SEVEN, 0, "float32", one, 10, 3, True).activations == 2 * again.activations
+    forward = scoring(SEVEN, 1000, "bfloat16", 10, 3)
+    assert (forward.weights, forward.activations) == (2000, 2 * 76_800 * 10)
+    assert forward.logits == 3 * 32_000 * (2 + 4 + 4)
+    assert (forward.gradients, forward.optimizer, forward.loading) == (0, 0, 0)
+
+
+def test_keys_and_values() -> None:
+    """Half a MiB per token of 7B; 70B has 8 key-value heads of 128 in 80 layers."""
+    assert kv_bytes(SEVEN, "bfloat16") == 2 * 32 * 4096 * 2 == 512 * 1024
+    assert kv_bytes(LLAMA_2["70B"], "bfloat16") == 2 * 80 * 1024 * 2
+    assert kv_bytes(SEVEN, "float32") == 1024 * 1024
+
+
+def test_adapters_train_little() -> None:
+    """Rank 8: 8 x 32 layers x (4 x 8192 for attention + 3 x 15104) for all linear layers."""
+    lora = LoRASettings(rank=8)
+    assert lora_parameters(SEVEN, lora) == 8 * 32 * (4 * 8192 + 3 * 15_104)
+    chosen = LoRASettings(rank=8, target_modules=["q_proj", "v_proj"])
+    assert lora_parameters(SEVEN, chosen) == 8 * 32 * 2 * 8192
+    found = roles(size(recipe("ppo.policy.lora={rank: 8}", "stages=[sft, reward_safety, "
+                              "reward_helpfulness, ppo]"), SEVEN, 80))  # fmt: skip
+    trainable = 8 * 32 * (4 * 8192 + 3 * 15_104)
+    assert found["policy"].memory.weights == 4 * SEVEN.parameters
+    assert found["policy"].memory.optimizer == 8 * trainable
+
+
+# A recipe
+
+
+def test_seven_billion_by_hand() -> None:
+    """The gpu overlay: 8 ranks, minibatches of 64 answers of up to 256 + 64 tokens."""
+    parameters = 6_738_415_616
+    found = size(default_recipe(SEVEN), SEVEN, 80)
+    by_role = roles(found)
+    policy = by_role["policy"]
+    assert (policy.processes, policy.gpus, policy.group, policy.fits) == (8, 1, "learner", True)
+    assert policy.memory.weights == 2 * parameters / 8
+    assert policy.memory.gradients == 6 * parameters / 8
+    assert policy.memory.optimizer == 12 * parameters / 8
+    # 8 rows of 320 tokens, with gradient checkpointing.
+    assert policy.memory.activations == 2 * (32 * 4096 + 76_800) * 2560
+    assert policy.memory.logits == 8 * 65 * 32_000 * 14
+    assert policy.memory.loading == 2 * parameters
+    assert round(policy.memory.total / GIB, 1) == 16.9
+    # No head but for one output.
+    critic = by_role["critic"].memory
+    assert critic.weights == 2 * (parameters - 32_000 * 4096 + 4096) / 8
+    assert critic.logits == 0
+    # 25 rows of 320 tokens fit into 8192.
+    reference = by_role["reference"].memory
+    assert reference.weights == 2 * parameters
+    assert reference.activations == 2 * 76_800 * 8000
+    assert reference.logits == 25 * 65 * 32_000 * 10
+    # 4 engines on 2 GPUs each draw 512 answers: 128 at a time, with 320 tokens in the cache.
+    rollout = by_role["rollout"]
+    assert (rollout.processes, rollout.gpus, rollout.sequences) == (4, 2, 128)
+    assert rollout.memory.weights == 2 * parameters / 2
+    assert rollout.memory.kv_cache == 10 * GIB
+    # Equal stages are one row.
+    assert by_role["reward_safety, reward_helpfulness"].memory.logits == 0
+    # 512 rows of 512 tokens on 8 ranks, in microbatches of 8192 / 512 = 16.
+    assert by_role["sft"].memory.logits == 8 * 512 * 32_000 * 14
+    assert found.gpus == 8 + 8 + 4 + 2 + 2 + 8
+    assert found.nodes == {"learner": 2, "rollout": 1, "reward": 1}
+
+
+def test_seven_billions_step_by_hand() -> None:
+    parameters, tokens = 6_738_415_616, 512 * 320
+    step = size(default_recipe(SEVEN), SEVEN, 80).step
+    assert step is not None
+    compute, memory = 0.4 * 312e12, 0.6 * 2.0e12
+    # 128 answers of one engine at once: the weights, and a cache of 288 tokens on the average.
+    read = 2 * parameters + 128 * 288 * 512 * 1024
+    prompts = 2 * parameters * 128 * 256 / (2 * compute)
+    assert step.generation == pytest.approx(64 * read / (2 * memory) + prompts)
+    assert step.generation_is_prompts
+    # The reward models have two GPUs each.
+    assert step.scoring == pytest.approx(2 * parameters * tokens / (2 * compute))
+    # With checkpointing 8 operations; the traffic of 8 microbatches by NVLink takes less.
+    assert step.learning == pytest.approx(8 * parameters * tokens / (8 * compute))
+    assert 3 * 2 * parameters * 7 / 8 * 8 / 300e9 < step.learning
+    assert not step.learning_is_traffic
+    assert step.sync == pytest.approx(2 * parameters / 25e9)
+    assert sum(step.shares.values()) == pytest.approx(1)
+
+
+def test_seventy_billions_need_larger_gpus() -> None:
+    """A rank loads all weights, and a scorer keeps them: 2 x 69e9 bytes are 128.5 GiB."""
+    shape = LLAMA_2["70B"]
+    there = size(default_recipe(shape), shape, 80)
+    fits = {role: one.fits for role, one in roles(there).items()}
+    assert fits == {**dict.fromkeys(fits, False), "rollout": True}
+    assert there.step is None
+    policy = roles(there)["policy"].memory
+    assert policy.total == policy.loading == 2 * 68_976_648_192
+    assert there.least_gpu_memory == roles(there)["reference"].memory.total
+    enough = size(default_recipe(shape), shape, 167)
+    assert all(one.fits for one in enough.roles)
+    assert enough.step is not None
+    assert enough.step.learning_is_traffic  # 16 ranks are two nodes
+    assert enough.nodes == {"learner": 4, "rollout": 4, "reward": 1}
+
+
+def test_an_engine_takes_what_is_left() -> None:
+    """80 GiB x 0.9 less 12.55 of weights hold 59.4 GiB of cache; an answer takes 160 MiB."""
+    one_gpu = "{resources: {gpus: 1.0}, precision: bfloat16, max_num_seqs: 9999}"
+    found = roles(size(recipe(f"ppo.rollout={one_gpu}"), SEVEN, 80))["rollout"]
+    assert found.sequences == int((0.9 * 80 * GIB - 2 * SEVEN.parameters) / (320 * 512 * 1024))
+    assert found.sequences == 380
+    none = roles(size(recipe(f"ppo.rollout={one_gpu}"), SEVEN, 13))["rollout"]
+    assert (none.sequences, none.fits) == (0, False)
+    # 8 key-value heads over 16 GPUs are there twice.
+    shape = LLAMA_2["70B"]
+    split = (
+        "{resources: {gpus: 8.0}, precision: bfloat16, tensor_parallel_size: 16, max_num_seqs: 1}"
+    )
+    wide = roles(size(recipe(f"ppo.rollout={split}"), shape, 80))["rollout"]
+    assert wide.memory.kv_cache == 320 * kv_bytes(shape, "bfloat16") / 8
+
+
+def test_on_cpus_nothing_is_judged() -> None:
+    found = size(recipe(), SEVEN, 80)
+    assert {one.fits for one in found.roles} == {None}
+    assert (found.gpus, found.step, found.nodes) == (0, None, {"cpu": 1})
+    # Of 1 GiB, at 1 MiB for a token.
+    assert roles(found)["rollout"].sequences == 1024 // 320
+
+
+def test_the_longest_phase_is_the_bottleneck() -> None:
+    step = StepTime(1.0, 2.0, 3.0, 4.0, False, True)
+    assert step.shares == {"generation": 0.1, "scoring": 0.2, "learning": 0.3, "sync": 0.4}
+    assert step.bottleneck == "sync (the link between learner and rollout)"
+    assert replace(step, learning=9.0).bottleneck == "learning (ZeRO-3's traffic)"
+    compute = replace(step, learning=9.0, learning_is_traffic=False)
+    assert compute.bottleneck == "learning (compute of learners)"
+    assert replace(step, generation=9.0).bottleneck.endswith(
+        "(memory bandwidth of the rollout GPUs)"
+    )
+
+
+# The command
+
+
+def sizing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *given: object
+) -> str:
+    monkeypatch.setattr(sys, "argv", ["rayward", "k8s", "sizing", *map(str, given)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.err) == (0, "")
+    return said.out
+
+
+def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    said = sizing(monkeypatch, capsys)
+    for shape in LLAMA_2.values():
+        assert f"{shape.name}: {shape.parameters:,} parameters" in said
+    assert "PPO: 32 GPUs; nodes: 2 learner, 1 reward, 1 rollout" in said
+    assert "does not fit: the largest role needs GPUs of 131.4 GiB, not 80.0" in said
+    (row,) = [line for line in said.splitlines() if "│ policy" in line and "16 x" in line]
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "policy", "16 x 1 GPU", "8.0", "24.1", "48.2", "2.0", "", "0.1", "128.5", "128.5", "NO",
+        "learner",
+    ]  # fmt: skip
+
+
+def test_a_recipe_a_model_and_an_overlay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_config(False).save_pretrained(tmp_path)
+    overlay = tmp_path / "topology.yaml"
+    overlay.write_text("ppo: {reference: {replicas: 3}}\n")
+    said = sizing(
+        monkeypatch, capsys, "demo", "--overlay", overlay, "--set", "ppo.safety.replicas=2",
+        "--model", tmp_path, "--model", tmp_path, "--json",
+    )  # fmt: skip
+    one, other = json.loads(said)
+    assert one == other
+    assert one["model"] == str(tmp_path)
+    processes = {role["role"]: role["processes"] for role in one["roles"]}
+    assert (processes["reference"], processes["safety"], processes["helpfulness"]) == (3, 2, 1)
+    assert one["nodes"] == {"cpu": 1}
+    policy = next(role for role in one["roles"] if role["role"] == "policy")
+    assert policy["memory"]["weights"] == 4 * one["parameters"]
+    assert policy["memory"]["total"] > policy["memory"]["optimizer"]
+
+
+def test_it_needs_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from cluster.cli import main\n"
+        "sys.argv = ['rayward', 'k8s', 'sizing', '--json']\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n    assert ended.code == 0\n"
+        "print([one for one in ('torch', 'transformers', 'vllm') if one in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

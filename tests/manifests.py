@@ -1,0 +1,197 @@
+"""Reading the manifests as `kubectl kustomize` builds them."""
+
+import copy
+import functools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from cluster.cli import make_app
+from cluster.config.load import load_recipe, parse_serving
+from cluster.config.recipe import Recipe
+from cluster.config.serving import ServingSettings
+from cluster.config.shipped import find_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+K8S = ROOT / "k8s"
+OVERLAYS = ("dev-cpu", "gpu", "gpu-large")
+# Those that a person may add to an overlay; the others are parts of overlays.
+OPTIONAL = ("egress-https", "ingress", "kueue", "monitoring")
+BUILDS = [(overlay, ()) for overlay in OVERLAYS] + [
+    (overlay, OPTIONAL) for overlay in ("dev-cpu", "gpu")
+]
+Document = dict[str, Any]
+RAY_KINDS = ("RayCluster", "RayJob", "RayService", "RayCronJob")
+# Where each ray.io kind has its cluster, and where that is called a job.
+CLUSTERS = {
+    "RayCluster": ("spec",),
+    "RayJob": ("spec", "rayClusterSpec"),
+    "RayService": ("spec", "rayClusterConfig"),
+    "RayCronJob": ("spec", "jobTemplate", "rayClusterSpec"),
+}
+
+
+@functools.cache
+def build(overlay: str, components: tuple[str, ...] = ()) -> tuple[Document, ...]:
+    """The documents of an overlay with optional components; skips where kubectl is absent."""
+    if not components:
+        return kustomize(K8S / "overlays" / overlay)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder).resolve()
+        lines = {
+            "resources": [os.path.relpath(K8S / "overlays" / overlay, place)],
+            "components": [os.path.relpath(K8S / "components" / one, place) for one in components],
+        }
+        (place / "kustomization.yaml").write_text(yaml.safe_dump(lines))
+        return kustomize(place)
+
+
+def kustomize(folder: Path) -> tuple[Document, ...]:
+    """What `kubectl kustomize` makes of a folder."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed, which builds the overlays")
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def of_kind(documents: tuple[Document, ...], kind: str) -> list[Document]:
+    """The documents of a kind."""
+    return [document for document in documents if document["kind"] == kind]
+
+
+def one(documents: tuple[Document, ...], kind: str) -> Document:
+    """The only document of a kind."""
+    (found,) = of_kind(documents, kind)
+    return found
+
+
+def cluster_of(document: Document) -> Document:
+    """The cluster in a ray.io document."""
+    found = document
+    for step in CLUSTERS[document["kind"]]:
+        found = found[step]
+    return found
+
+
+def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
+    """Every pod that a document describes, as metadata and spec, with its place."""
+    if document["kind"] == "Pod":
+        yield "", document
+        return
+
+    def walk(value: object, place: str) -> Iterator[tuple[str, Document]]:
+        if isinstance(value, dict):
+            if "spec" in value and "containers" in (value["spec"] or {}) and place:
+                yield place, value
+            for key, inner in value.items():
+                yield from walk(inner, f"{place}.{key}")
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                yield from walk(inner, f"{place}[{index}]")
+
+    yield from walk(document, "")
+
+
+def component(document: Document) -> str:
+    """Which part of the deployment a document belongs to."""
+    return str(document["metadata"]["labels"]["app.kubernetes.io/component"])
+
+
+def every_document() -> Iterator[Document]:
+    """All documents that can be built."""
+    for one_build in BUILDS:
+        yield from build(*one_build)
+    yield from kustomize(K8S / "components" / "files")
+
+
+def serve_config(documents: tuple[Document, ...]) -> dict[str, Any]:
+    """What Serve is given, as YAML."""
+    config: dict[str, Any] = yaml.safe_load(one(documents, "RayService")["spec"]["serveConfigV2"])
+    return config
+
+
+def serving(documents: tuple[Document, ...]) -> ServingSettings:
+    """The serving document in it."""
+    (application,) = serve_config(documents)["applications"]
+    return parse_serving(copy.deepcopy(application["args"]))
+
+
+def entrypoints(documents: tuple[Document, ...]) -> list[str]:
+    """What the RayJob and the RayCronJob run."""
+    return [
+        one(documents, "RayJob")["spec"]["entrypoint"],
+        one(documents, "RayCronJob")["spec"]["jobTemplate"]["entrypoint"],
+    ]
+
+
+def arguments(entrypoint: str) -> dict[str, Any]:
+    """An entrypoint's arguments, as the command line reads them; nothing is run."""
+    program, command, *rest = shlex.split(entrypoint)
+    assert program == "rayward"
+    group = typer.main.get_command(make_app())
+    chosen = group.commands[command]  # type: ignore[attr-defined]
+    parsed: dict[str, Any] = chosen.make_context(command, rest).params
+    return parsed
+
+
+def find_out(entrypoint: str) -> str:
+    """The run directory of an entrypoint."""
+    return str(arguments(entrypoint)["out"])
+
+
+def mounted(overlay: str, path: Path) -> Path:
+    """The file of an overlay that its pods see at a path."""
+    assert path.parts[0] == "topology"
+    return K8S / "overlays" / overlay / Path(*path.parts[1:])
+
+
+def recipe_of_job(documents: tuple[Document, ...], overlay: str) -> Recipe:
+    """The recipe that the RayJob runs, with its overlays."""
+    given = arguments(one(documents, "RayJob")["spec"]["entrypoint"])
+    overlays = [mounted(overlay, Path(path)) for path in given["overlays"]]
+    recipe = given["recipe"]
+    source = mounted(overlay, Path(recipe)) if recipe.startswith("topology/") else recipe
+    return load_recipe(find_recipe(str(source)), given["overrides"], overlays)
+
+
+def capacity(group: Document) -> dict[str, float]:
+    """What Ray sees of one pod of a worker group."""
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    cpus = group["rayStartParams"].get("num-cpus", limits["cpu"])
+    return {"CPU": float(cpus), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+
+
+def groups_by_role(document: Document) -> dict[str, Document]:
+    """The worker groups of a document."""
+    found = {}
+    for group in cluster_of(document)["workerGroupSpecs"]:
+        assert group["labels"]["role"] == group["groupName"]
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        found[group["groupName"]] = group
+    return found
+
+
+def gib(quantity: str) -> float:
+    """A quantity of memory."""
+    number, unit = re.fullmatch(r"(\d+)(Gi|Mi|Ti)", quantity).groups()  # type: ignore[union-attr]
+    return float(number) * {"Mi": 1 / 1024, "Gi": 1, "Ti": 1024}[unit]
+
+
+def ray_pods(document: Document) -> list[Document]:
+    """The pods of a cluster, the head first."""
+    cluster = cluster_of(document)
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
