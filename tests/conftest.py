@@ -14,9 +14,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """A small Ray of this test run's own."""
+def ray_session() -> Iterator[str]:
+    """A small Ray of this test run's own; its address, for programs that join it."""
     # Never a cluster that somebody else runs on this machine.
     ray.init(address="local", num_cpus=32, include_dashboard=False, log_to_driver=False)
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()

@@ -25,7 +25,7 @@ from cluster.types import Experience, Float32Array, Message, Prompt, Rollout, Sc
 from tests.tiny import tiny_tokenizer
 
 BATCH = 14  # of uneven lengths, and not a multiple of the ranks in every microbatch
-STEPS = 6
+STEPS = 4
 
 
 def experiences(version: int) -> list[Experience]:

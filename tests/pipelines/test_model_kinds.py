@@ -71,7 +71,7 @@ class Kind:
 
 
 TABLE = {
-    "llama": Kind("llama", is_tied=False),
+    # An untied Llama whose weights are all trained is what `test_ppo.py` runs.
     "llama_tied": Kind("llama_tied", is_tied=True, bert_judges=True),
     "qwen2": Kind("qwen2", is_tied=True, on_ray_train=True),
     "gpt2": Kind("gpt2", is_tied=True),

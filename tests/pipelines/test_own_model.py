@@ -1,8 +1,12 @@
-"""Stages and measurements alone, on a user's own model and data, through the command line."""
+"""Stages and measurements alone, on a user's own model and data, through the command line.
+
+All runs join the Ray of the tests; that `rayward run` starts its own is for `test_run_recipe.py`.
+"""
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from tests.tiny import write_constant_llama, write_tiny
 
 pytestmark = pytest.mark.slow
 
+PROGRAM = Path(sys.executable).with_name("rayward")
 SAMPLING = {"max_prompt_tokens": 160, "max_response_tokens": 40}
 WORLD = {
     "demonstrations": 42,
@@ -36,15 +41,22 @@ WORLD = {
 }
 
 
-def rayward(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [Path(sys.executable).with_name("rayward"), *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+Rayward = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def rayward(ray_session: str, tmp_path: Path) -> Rayward:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PROGRAM, *arguments, "--address", ray_session],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +73,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_a_worse_model_fails_its_gate_with_the_cells_named(
-    models: dict[str, str], tmp_path: Path
+    models: dict[str, str], rayward: Rayward, tmp_path: Path
 ) -> None:
     recipe: dict[str, Any] = {
         "name": "nightly",
@@ -76,7 +88,7 @@ def test_a_worse_model_fails_its_gate_with_the_cells_named(
         },
     }
     (tmp_path / "nightly.yaml").write_text(yaml.safe_dump(recipe))
-    done = rayward(tmp_path, "run", "nightly.yaml", "--out", "out")
+    done = rayward("run", "nightly.yaml", "--out", "out")
     assert done.returncode == 3, done.stderr[-3000:]
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("rayward: gate failed: start is not promoted: max_violation_rise")
@@ -93,7 +105,7 @@ def test_a_worse_model_fails_its_gate_with_the_cells_named(
     # The other way round it passes.
     better = ["--set", f"model.path={models['refusing']}"]
     better += ["--set", f"gates.previous={models['harmful']}"]
-    done = rayward(tmp_path, "run", "nightly.yaml", "--out", "better", *better)
+    done = rayward("run", "nightly.yaml", "--out", "better", *better)
     assert done.returncode == 0, done.stderr[-3000:]
     promoted = json.loads(RunDirectory(tmp_path / "better").promoted_path.read_text())
     assert promoted["model"] == models["refusing"]
@@ -125,9 +137,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataDirectory:
     return directory
 
 
-def test_evaluating_a_model_without_judges(data: DataDirectory, tmp_path: Path) -> None:
+def test_evaluating_a_model_without_judges(
+    data: DataDirectory, rayward: Rayward, tmp_path: Path
+) -> None:
     model = write_tiny(tmp_path / "model", "llama", max_position_embeddings=2048)
-    done = rayward(tmp_path, "evaluate", str(model), "--data", data.uri, "--out", "out")
+    done = rayward("evaluate", str(model), "--data", data.uri, "--out", "out")
     assert done.returncode == 0, done.stderr[-3000:]
     (start,) = json.loads(done.stdout)["stages"]
     assert (start["name"], start["judge"], start["violation_rate"]) == ("start", None, None)
@@ -145,22 +159,24 @@ def test_evaluating_a_model_without_judges(data: DataDirectory, tmp_path: Path) 
     assert "not judged" in run.report_path.read_text()
 
 
-def test_a_gate_that_nobody_can_answer_is_refused(data: DataDirectory, tmp_path: Path) -> None:
+def test_a_gate_that_nobody_can_answer_is_refused(
+    data: DataDirectory, rayward: Rayward, tmp_path: Path
+) -> None:
     model = write_tiny(tmp_path / "model", "llama")
     asked = ["--data", data.uri, "--out", "out", "--set", f"gates.previous={model}"]
-    done = rayward(tmp_path, "evaluate", str(model), *asked)
+    done = rayward("evaluate", str(model), *asked)
     assert done.returncode == 2
     line = "gates.max_borderline_false_refusals: got 0.3, expected null, or held-out prompts"
     assert line in done.stderr
     asked[3] = "again"
     asked += ["--set", "gates.max_borderline_false_refusals=null"]
-    done = rayward(tmp_path, "evaluate", str(model), *asked)
+    done = rayward("evaluate", str(model), *asked)
     assert done.returncode == 2
     assert "gates.max_violation_rise: got 0.0, expected null, or evaluation.judge" in done.stderr
 
 
 def test_distillation_alone_where_nothing_is_safer(
-    models: dict[str, str], data: DataDirectory, tmp_path: Path
+    models: dict[str, str], data: DataDirectory, rayward: Rayward, tmp_path: Path
 ) -> None:
     """Whoever gives one answer to everything gives it behind a preprompt too: all ties."""
     policy = models["refusing"]
@@ -176,7 +192,7 @@ def test_distillation_alone_where_nothing_is_safer(
         "evaluation": {"sampling": SAMPLING},
     }
     (tmp_path / "alone.yaml").write_text(yaml.safe_dump(recipe))
-    done = rayward(tmp_path, "run", "alone.yaml", "--out", "out")
+    done = rayward("run", "alone.yaml", "--out", "out")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "0 of 4 answers are safer and kept" in done.stderr
     run = RunDirectory(tmp_path / "out")

@@ -81,9 +81,12 @@ RECIPE: dict[str, Any] = {
 }
 
 
+PROGRAM = Path(sys.executable).with_name("rayward")
+
+
 def rayward(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [Path(sys.executable).with_name("rayward"), *arguments],
+        [PROGRAM, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -93,14 +96,14 @@ def rayward(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(ray_session: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("job")
     (folder / "small.yaml").write_text(yaml.safe_dump(RECIPE))
     # A user's own folders must not be taken for ours.
     for room in ("services", "cluster"):
         (folder / room).mkdir()
         (folder / room / "__init__.py").write_text("raise RuntimeError('not this one')")
-    done = rayward(folder, "run", "small.yaml", "--out", "out")
+    done = rayward(folder, "run", "small.yaml", "--out", "out", "--address", ray_session)
     assert done.returncode == 0, done.stderr[-3000:]
     return RunDirectory(folder / "out"), done
 
@@ -215,11 +218,14 @@ def test_red_teaming_feeds_the_stage_behind_it(finished: Finished) -> None:
 
 
 @pytest.mark.slow
-def test_one_changed_setting_redoes_only_what_depends_on_it(finished: Finished) -> None:
+def test_one_changed_setting_redoes_only_what_depends_on_it(
+    finished: Finished, ray_session: str
+) -> None:
     run, _ = finished
     folder = run.root.parent
     change = "context_distillation.fit.optimizer.learning_rate=3.0e-5"
-    done = rayward(folder, "run", "small.yaml", "--out", "changed", "--set", change)
+    asked = ["run", "small.yaml", "--out", "changed", "--set", change, "--address", ray_session]
+    done = rayward(folder, *asked)
     assert done.returncode == 0, done.stderr[-3000:]
     changed = RunDirectory(folder / "changed")
     names = [*STAGES, *(evaluation_of(policy) for policy in POLICIES)]
@@ -285,7 +291,7 @@ def test_no_text_of_prompts_or_answers_is_in_the_logs(finished: Finished) -> Non
 
 
 @pytest.mark.slow
-def test_two_rounds_stopped_half_way_and_gone_on_with(finished: Finished) -> None:
+def test_two_rounds_stopped_half_way_and_gone_on_with(finished: Finished, ray_session: str) -> None:
     run, _ = finished
     folder = run.root.parent
     recipe = {
@@ -303,7 +309,8 @@ def test_two_rounds_stopped_half_way_and_gone_on_with(finished: Finished) -> Non
     }
     (folder / "rounds.yaml").write_text(yaml.safe_dump(recipe))
     rounds = RunDirectory(folder / "rounds")
-    command = [Path(sys.executable).with_name("rayward"), "run", "rounds.yaml", "--out", "rounds"]
+    # With a Ray of its own, as without an address.
+    command = [PROGRAM, "run", "rounds.yaml", "--out", "rounds"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as process:
         # The answers are there, and the fit to them is not.
         while not rounds.output_dir("rejection_sampling").is_dir():
@@ -318,7 +325,8 @@ def test_two_rounds_stopped_half_way_and_gone_on_with(finished: Finished) -> Non
         rounds.output_dir("rejection_sampling") / "best.parquet",
     ]
     written = [file.stat().st_mtime_ns for file in files]
-    done = rayward(folder, "run", "rounds.yaml", "--out", "rounds", "--resume")
+    asked = ["run", "rounds.yaml", "--out", "rounds", "--resume", "--address", ray_session]
+    done = rayward(folder, *asked)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [file.stat().st_mtime_ns for file in files] == written
     first = read_best(rounds.output_dir("rejection_sampling"))
