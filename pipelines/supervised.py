@@ -24,6 +24,7 @@ from cluster.errors import InputError
 from pipelines.supervised_loop import Job, LoopResult, RowT, StepReport, SupervisedTask, run_rank
 
 _POLL_SECONDS = 0.2
+_END_SECONDS = 5.0
 # Ray Train's controller looks at its workers every two seconds by default, also at the end, and
 # keeps a process that watches for preempted nodes, which a fit of minutes does not outlive.
 _RAY_TRAIN_ENVIRONMENT = {
@@ -108,6 +109,7 @@ def fit(
             on_progress(report)
     finally:
         reports.shutdown()  # ranks that still train fail at their next report, and end
+        running.wait(_END_SECONDS)
     result = running.result()
     return FitResult(
         output=output,
@@ -147,7 +149,7 @@ class _Running:
     """A `trainer.fit()` in a thread of its own.
 
     In the main thread Ray Train would take over the handling of Ctrl-C. The thread is a daemon,
-    so that a driver that gives up does not wait for it.
+    so that a driver that gives up does not wait for it for ever.
     """
 
     def __init__(self, trainer: TorchTrainer, name: str) -> None:
@@ -160,6 +162,14 @@ class _Running:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end, but not for long.
+
+        A thread that is still at work within Ray when the process ends can take it along with a
+        segmentation fault.
+        """
+        self._thread.join(seconds)
 
     def result(self) -> LoopResult:
         self._thread.join()
