@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from tests.manifests import (
-    BUILDS,
     K8S,
     OPTIONAL,
     OVERLAYS,
@@ -36,20 +35,6 @@ LOCK = dict(
     line.split("==") for line in (ROOT / "requirements" / "lock.txt").read_text().splitlines()
 )
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def names(build_: tuple[str, tuple[str, ...]]) -> str:
-    return "+".join([build_[0], *build_[1]])
-
-
-@pytest.fixture(params=BUILDS, ids=names)
-def documents(request: pytest.FixtureRequest) -> tuple[Document, ...]:
-    return build(*request.param)
-
-
-@pytest.fixture(params=OVERLAYS)
-def overlay(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def test_an_overlay_is_a_whole_deployment(overlay: str) -> None:

@@ -2,14 +2,11 @@
 
 import copy
 
-import pytest
 import yaml
 
 from tests.manifests import (
-    BUILDS,
     K8S,
     OPTIONAL,
-    OVERLAYS,
     RAY_KINDS,
     Document,
     build,
@@ -24,20 +21,6 @@ from tests.manifests import (
     pod_templates,
     ray_pods,
 )
-
-
-def names(build_: tuple[str, tuple[str, ...]]) -> str:
-    return "+".join([build_[0], *build_[1]])
-
-
-@pytest.fixture(params=BUILDS, ids=names)
-def documents(request: pytest.FixtureRequest) -> tuple[Document, ...]:
-    return build(*request.param)
-
-
-@pytest.fixture(params=OVERLAYS)
-def overlay(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def test_no_pod_may_more_than_it_needs() -> None:

@@ -7,8 +7,6 @@ from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
 from tests.manifests import (
-    BUILDS,
-    OVERLAYS,
     RAY_KINDS,
     Document,
     build,
@@ -19,20 +17,6 @@ from tests.manifests import (
     serve_config,
     serving,
 )
-
-
-def names(build_: tuple[str, tuple[str, ...]]) -> str:
-    return "+".join([build_[0], *build_[1]])
-
-
-@pytest.fixture(params=BUILDS, ids=names)
-def documents(request: pytest.FixtureRequest) -> tuple[Document, ...]:
-    return build(*request.param)
-
-
-@pytest.fixture(params=OVERLAYS)
-def overlay(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def unknown_keys(model: type[BaseModel], value: object, place: str = "") -> list[str]:
