@@ -5,6 +5,7 @@ a folder that stands for /rayward. The recipe is made small by the topology, a f
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,12 @@ def document(name: str) -> dict[str, Any]:
 
 
 def serve_environment(group: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Serve's variables of a group's pods. These share a /tmp, where pods have one each."""
+    """Serve's variables of a group's pods. These share a /tmp, where pods have one each.
+
+    Args:
+        group: of a manifest.
+        folder: of its own; a short path, because a socket's is.
+    """
     folder.mkdir()
     (container,) = group["template"]["spec"]["containers"]
     own = {one["name"]: one["value"] for one in container["env"] if "SERVE" in one["name"]}
@@ -84,12 +90,14 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
     topology = yaml.safe_load((K8S / "overlays/dev-cpu/topology.yaml").read_text())
     (folder / "topology").mkdir()
     (folder / "topology/topology.yaml").write_text(yaml.safe_dump(merged(topology, SMALL)))
-    with RayNodes(folder) as nodes:
+    with tempfile.TemporaryDirectory(prefix="rw") as short, RayNodes(folder) as nodes:
         for group in ("headGroupSpec", "workerGroupSpecs"):
             spec = document("rayjob.yaml")["spec"]["rayClusterSpec"][group]
             group_spec = spec[0] if isinstance(spec, list) else spec
             cpus = int(group_spec["rayStartParams"]["num-cpus"])
-            nodes.start(cpus, group_spec["labels"], serve_environment(group_spec, folder / group))
+            nodes.start(
+                cpus, group_spec["labels"], serve_environment(group_spec, Path(short, group[:4]))
+            )
         yield nodes
 
 

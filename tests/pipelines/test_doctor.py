@@ -405,7 +405,9 @@ def test_an_interrupted_doctor_leaves_nothing_running(
 ) -> None:
     hanging(tmp_path, monkeypatch, "pass")
     code = (
-        "import asyncio; from pathlib import Path\n"
+        "import asyncio, signal; from pathlib import Path\n"
+        # Who starts the tests in the background may have them ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pipelines.doctor_process import Check, Place, run_check\n"
         "check = Check('hanging', 'Hanging', 'hanging:check', 200, 'none')\n"
         "asyncio.run(run_check(check, Place(Path.cwd(), None)))\n"

@@ -106,14 +106,16 @@ def test_many_requests_at_once_score_as_in_training(models: Path) -> None:
     assert np.array_equal(fixed, expected)
 
 
-def passes_of(replica: RewardServer, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Every forward pass of a replica from now on."""
+def passes_of(
+    replica: RewardServer, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.05
+) -> list[dict[str, Any]]:
+    """Every forward pass of a replica from now on, each at least so many seconds long."""
     seen: list[dict[str, Any]] = []
     real = replica._model.passes.run
 
     def note(ids: list[list[int]], fixed: bool, threads: int | None = None) -> np.ndarray:
         seen.append({"lengths": [len(one) for one in ids], "fixed": fixed, "threads": threads})
-        time.sleep(0.05)
+        time.sleep(seconds)
         return real(ids, fixed, threads)
 
     monkeypatch.setattr(replica._model.passes, "run", note)
@@ -145,7 +147,8 @@ def test_waiting_items_of_like_length_share_passes(
 
 def test_one_that_is_alone_gets_all_threads(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replica = server(models, resources={"threads": 2})
-    seen = passes_of(replica, monkeypatch)
+    # Time enough for the others to be read, also where little of it is left to us.
+    seen = passes_of(replica, monkeypatch, seconds=0.5)
 
     async def ask() -> None:
         await replica.score([written(5)], False)
