@@ -1,6 +1,8 @@
 """Where a run comes from: code, packages, digests of data and models."""
 
 import hashlib
+import json
+import os
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -42,6 +44,12 @@ def package_versions() -> dict[str, str | None]:
         name: next((found for choice in choices if (found := _version(choice))), None)
         for name, choices in _PACKAGES.items()
     }
+
+
+def ray_job() -> str | None:
+    """The submission id of the Ray job that this process was started as; None: it is none."""
+    told = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    return None if told is None else json.loads(told).get("metadata", {}).get("job_submission_id")
 
 
 @cache
@@ -89,6 +97,7 @@ def new_manifest(run: str, seed: int, created: str) -> dict[str, Any]:
         "run": run,
         "seed": seed,
         "created": created,
+        "ray_job": ray_job(),
         "code": code_version(),
         "packages": package_versions(),
         "data": {},

@@ -17,10 +17,8 @@ ROOT/recipe.yaml            the recipe, every default spelled out
      .lock                  held by the process that writes here
 """
 
-import fcntl
 import json
-import os
-import socket
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,12 +38,17 @@ from cluster.manifest import (
     code_version,
     directory_digest,
     new_manifest,
+    ray_job,
     source_digest,
 )
+from cluster.run_lock import LOCK, acquire
 
 RunState = Literal["running", "succeeded", "failed", "stopped"]
 
-_LOCK = ".lock"
+# What a run has written, beside its lock, when it was killed before it had begun.
+_BEGINNING = re.compile(
+    r"manifest\.json|status\.json|\.(manifest\.json|status\.json|recipe\.yaml)\.[0-9a-f]{32}\.tmp"
+)
 
 
 class RunStatus(BaseModel):
@@ -80,11 +83,14 @@ class RunDirectory:
         except OSError as error:
             expected = f"a directory that can be made ({error.strerror})"
             raise InputError("--out", str(root), expected) from error
-        run._acquire()
+        run._lock = acquire(run.root)
         # Another process may have been faster between the look and the lock.
         run._refuse_contents()
+        for left in run._contents():
+            left.unlink()
         write_json(run.root / "manifest.json", new_manifest(recipe.name, recipe.seed, _now()))
         run.set_status("running")
+        # Written last: with it, the run has begun.
         run._write_recipe(recipe)
         return run
 
@@ -102,9 +108,11 @@ class RunDirectory:
         if not has_run(run.root):
             raise InputError("--resume", str(root), "the directory of a run that was started")
         moved = moved_settings(run.recipe(), recipe)
-        run._acquire()
+        run._lock = acquire(run.root)
         manifest = run.manifest()
-        manifest["resumed"].append({"time": _now(), "code": code_version(), "moved": moved})
+        manifest["resumed"].append(
+            {"time": _now(), "code": code_version(), "moved": moved, "ray_job": ray_job()}
+        )
         write_json(run.root / "manifest.json", manifest)
         if moved:
             run._write_recipe(recipe)
@@ -284,32 +292,21 @@ class RunDirectory:
     ) -> None:
         self.close()
 
-    def _acquire(self) -> None:
-        lock = (self.root / _LOCK).open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise InputError(
-                "--out", str(self.root), f"a run that no other process is using ({owner} is)"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        self._lock = lock
-
     def _refuse_contents(self) -> None:
         if not self.root.exists():
             return
         if not self.root.is_dir():
             raise InputError("--out", str(self.root), "a directory; it is a file")
-        if any(entry.name != _LOCK for entry in self.root.iterdir()):
+        found = self._contents()
+        has_begun = not all(_BEGINNING.fullmatch(path.name) for path in found)
+        if found and (has_begun or not (self.root / LOCK).is_file()):
             self.close()
             raise InputError(
                 "--out", str(self.root), "an empty directory; choose another or --resume"
             )
+
+    def _contents(self) -> list[Path]:
+        return [path for path in self.root.iterdir() if path.name != LOCK]
 
     def _write_recipe(self, recipe: Recipe) -> None:
         document = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

@@ -11,6 +11,7 @@ import typer
 from cluster.config.load import read_mapping, resolve_recipe, resolve_serving
 from cluster.config.shipped import find_recipe
 from cluster.errors import InputError
+from cluster.options import Overlays, Overrides
 
 app = typer.Typer(no_args_is_help=True)
 k8s_app = typer.Typer(
@@ -22,19 +23,6 @@ _SERVES = {"http", "keys", "reward", "policy", "jobs"}
 # KubeRay makes the names of pods and services out of a job's or a service's.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
 _PORT = 8000
-
-Overlays = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--overlay",
-        metavar="FILE",
-        help="Part of a recipe, such as its machines, laid over it before --set; may be repeated.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated."),
-]
 
 
 @k8s_app.command()

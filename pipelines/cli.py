@@ -14,6 +14,7 @@ from cluster.config.load import load_recipe, make_recipe
 from cluster.config.recipe import Recipe
 from cluster.config.shipped import find_recipe, shipped_recipes
 from cluster.errors import InputError, RunStopped
+from cluster.options import Overlays, Overrides
 from cluster.run_directory import has_run
 from pipelines.doctor import doctor_command
 from pipelines.import_data import import_command
@@ -33,18 +34,6 @@ Address = Annotated[
         "--address",
         envvar="RAY_ADDRESS",
         help="Of a running Ray cluster; default: an embedded Ray.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated."),
-]
-Overlays = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--overlay",
-        metavar="FILE",
-        help="Part of a recipe, such as its machines, laid over it before --set; may be repeated.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]

@@ -20,6 +20,7 @@ from rich.table import Table
 from cluster.config.load import load_recipe
 from cluster.config.shipped import find_recipe
 from cluster.errors import InputError
+from cluster.options import Overlays, Overrides
 
 if TYPE_CHECKING:
     from services.client import Client, Event
@@ -46,19 +47,8 @@ def submit_command(
             "comes with Rayward."
         ),
     ],
-    overlays: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--overlay",
-            metavar="FILE",
-            help="Part of a recipe, such as its machines, laid over it before --set; "
-            "may be repeated.",
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Change one setting; may be repeated."),
-    ] = None,
+    overlays: Overlays = None,
+    overrides: Overrides = None,
     priority: Annotated[int, typer.Option(min=-1000, max=1000, help="The highest goes first.")] = 0,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
     url: _Url = _DEFAULT_URL,

@@ -15,13 +15,14 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cluster.errors import InputError
+from cluster.run_lock import LOCK
 from services.job_records import FOLDER, JobRecord
 from services.job_runs import RunsRoot
 
 _COPY_EVERY_S = 5.0
 # What says that something else is there goes last.
 _MARKERS = ("stages/", "promoted.json", "manifest.json", "status.json")
-_UNCOPIED = (".lock",)
+_UNCOPIED = (LOCK,)
 # Written beside its target, and renamed when it is whole (cluster.atomic).
 _TEMPORARY = ".tmp"
 

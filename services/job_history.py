@@ -53,6 +53,7 @@ class History:
     def __init__(self, root: RunsRoot, copies: Copies) -> None:
         self._root = root
         self._copies = copies
+        self._run_by_ray_job: dict[str, str] = {}
 
     def all(self, records: Iterable[JobRecord], ray_jobs: Iterable[RayJob]) -> list[Job]:
         """All jobs, newest first.
@@ -62,9 +63,9 @@ class History:
             ray_jobs: what runs or ran on this cluster.
         """
         own = {record.id: self.of_record(record).job for record in records}
-        by_run = {name: job for job in ray_jobs if (name := self._run_of(job)) is not None}
         found = list(own.values())
         started_by_hand = [name for name in self._root.names() if name not in own]
+        by_run = self._by_run(ray_jobs)
         found += [self._of_run(name, by_run.get(name)).job for name in started_by_hand]
         shown = {job.id for job in found}
         found += [
@@ -74,18 +75,17 @@ class History:
 
     def other(self, name: str, ray_jobs: Iterable[RayJob]) -> Known | None:
         """A job that was not submitted here, by the name of its run or by Ray's; None: unknown."""
-        by_run = {self._run_of(job): job for job in ray_jobs}
+        # So that the origin of all that is there is known.
+        self._root.names()
+        by_run = self._by_run(ray_jobs)
         by_id = {job.submission_id: job for job in ray_jobs}
         if self._root.run(name).exists():
-            # So that its origin is known.
-            self._root.names()
             return self._of_run(name, by_run.get(name))
         if name not in by_id:
             return None
         run = self._run_of(by_id[name])
         if run is not None and self._root.run(run).exists():
-            self._root.names()
-            return self._of_run(run, by_id[name])
+            return self._of_run(run, by_run[run])
         return self._of_ray(by_id[name])
 
     def of_record(self, record: JobRecord) -> Known:
@@ -157,9 +157,27 @@ class History:
         # A name that no run has: there is nothing to read.
         return Known(job, self._root.run(f".{ray_job.submission_id}"), None, ray_job)
 
+    def _by_run(self, ray_jobs: Iterable[RayJob]) -> dict[str, RayJob]:
+        """The last Ray job of each run: a run that was cut short goes on in another."""
+        in_order = sorted(ray_jobs, key=lambda job: job.started or _LONG_AGO)
+        return {name: job for job in in_order if (name := self._run_of(job)) is not None}
+
     def _run_of(self, ray_job: RayJob) -> str | None:
         """The name of a Ray job's run, if it is under the runs root."""
-        run = ray_job.run
-        if run is None or run.resolve().parent != Path(self._copies.place.path).resolve():
-            return None
-        return run.resolve().name
+        known = self._run_by_ray_job.get(ray_job.submission_id)
+        if known is not None:
+            return known
+        out = ray_job.out
+        if out is not None and out.is_absolute():
+            is_here = out.resolve().parent == Path(self._copies.place.path).resolve()
+            return out.resolve().name if is_here else None
+        # What a relative path is relative to only the run itself can say. One that was started
+        # without a path was new, and its manifest as it was then is at hand.
+        if out is None:
+            found = self._root.begun_in(ray_job.submission_id)
+        else:
+            is_its = ray_job.submission_id in self._root.run(out.name).ray_jobs()
+            found = out.name if is_its else None
+        if found is not None:
+            self._run_by_ray_job[ray_job.submission_id] = found
+        return found

@@ -15,12 +15,10 @@ from pyarrow import fs
 
 from cluster.atomic import join, resolve
 from cluster.run_directory import RunStatus
+from cluster.run_lock import LOCK, owner_of
 from services.errors import ApiError
 from services.job_files import Line, metric_row, read_if_there, read_lines, read_part
 from services.job_schemas import LISTED_NAME, JobState
-
-# As cluster.run_directory writes it.
-_OWNER = re.compile(r"process (\d+) on (\S+)\n")
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,14 @@ class RunFiles:
     def manifest(self) -> dict[str, Any]:
         """Where the run comes from; empty where that cannot be read."""
         return _json_object(self._read("manifest.json"))
+
+    def ray_jobs(self) -> set[str]:
+        """The submission ids of the Ray jobs that the run began in or was resumed in."""
+        manifest = self.manifest()
+        resumed = manifest.get("resumed")
+        parts = [manifest, *(resumed if isinstance(resumed, list) else [])]
+        found = [part.get("ray_job") for part in parts if isinstance(part, dict)]
+        return {one for one in found if isinstance(one, str)}
 
     def status(self) -> RunStatus | None:
         """How the run says that it stands; None where it does not."""
@@ -131,10 +137,10 @@ class RunFiles:
 
     def owner_is_gone(self) -> bool:
         """Whether the process that last wrote here ran on this machine, and is no more."""
-        found = _OWNER.fullmatch((self._read(".lock") or b"").decode(errors="replace"))
-        if found is None or found[2] != socket.gethostname():
+        owner = owner_of(self._read(LOCK) or b"")
+        if owner is None or owner.host != socket.gethostname():
             return False
-        return not os.path.exists(f"/proc/{found[1]}")
+        return not os.path.exists(f"/proc/{owner.pid}")
 
     def _read(self, name: str) -> bytes | None:
         return read_if_there(self.filesystem, f"{self.path}/{name}")
@@ -192,6 +198,12 @@ class RunsRoot:
                 # A run's origin never changes.
                 self._runs[name] = self.run(name).manifest()
         return [name for name in folders if name in self._runs]
+
+    def begun_in(self, ray_job: str) -> str | None:
+        """The run that began as a Ray job, of those that `names` has found."""
+        return next(
+            (name for name, run in self._runs.items() if run.get("ray_job") == ray_job), None
+        )
 
     def origin(self, name: str) -> tuple[str | None, datetime | None]:
         """The recipe's name and the time of creation of a run that `names` has found."""

@@ -56,14 +56,13 @@ class RayJob:
     ended: datetime | None
 
     @property
-    def run(self) -> Path | None:
-        """The run directory, where the command names it by an absolute path."""
+    def out(self) -> Path | None:
+        """The run directory that the command names, relative to wherever Ray has started it."""
         words = _words(self.entrypoint)
         for index, word in enumerate(words):
             name, _, value = word.partition("=")
             if name == "--out":
-                path = Path(value or "".join(words[index + 1 : index + 2]))
-                return path if path.is_absolute() else None
+                return Path(value or "".join(words[index + 1 : index + 2]))
         return None
 
     @property

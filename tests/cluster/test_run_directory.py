@@ -14,7 +14,7 @@ from cluster.config.load import parse_recipe
 from cluster.config.recipe import Recipe
 from cluster.errors import InputError
 from cluster.manifest import directory_digest, file_digest
-from cluster.run_directory import RunDirectory
+from cluster.run_directory import RunDirectory, has_run
 
 
 def a_recipe(**settings: object) -> Recipe:
@@ -44,6 +44,33 @@ def test_a_directory_with_something_in_it_is_refused(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(InputError, match="a directory; it is a file"):
         RunDirectory.create(tmp_path / "thesis.tex", a_recipe())
+
+
+def test_a_run_that_was_killed_before_it_had_begun_begins_again(tmp_path: Path) -> None:
+    """Whoever starts it again with --auto-resume must not be stuck."""
+    root = tmp_path / "run"
+    RunDirectory.create(root, a_recipe()).close()
+    (root / "recipe.yaml").rename(root / f".recipe.yaml.{'0' * 32}.tmp")
+    assert not has_run(root)
+    RunDirectory.create(root, a_recipe()).close()
+    assert has_run(root)
+    assert {path.name for path in root.iterdir()} == {
+        ".lock",
+        "manifest.json",
+        "recipe.yaml",
+        "status.json",
+    }
+    # A recipe or a stage's output is somebody's work, and so is what no run of ours has locked.
+    for own in ("recipe.yaml", "notes.txt"):
+        (root / "recipe.yaml").unlink(missing_ok=True)
+        (root / own).write_text("mine")
+        with pytest.raises(InputError, match="choose another or --resume"):
+            RunDirectory.create(root, a_recipe())
+        assert (root / own).read_text() == "mine"
+        (root / own).unlink()
+    (root / ".lock").unlink()
+    with pytest.raises(InputError, match="choose another or --resume"):
+        RunDirectory.create(root, a_recipe())
 
 
 def test_an_empty_directory_will_do(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs that were not submitted over HTTP: what is listed of them, and what is not known."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -94,12 +95,50 @@ def test_a_ray_job_is_its_run_if_it_says_where(tmp_path: Path) -> None:
     assert [one.state for one in history(tmp_path).all([], [killed])] == ["cancelled"]
 
 
-@pytest.mark.parametrize("out", ["", " --out=elsewhere", " --out /elsewhere/one", " --out"])
+@pytest.mark.parametrize("out", ["", " --out runs/one", " --out=./one"])
+def test_a_ray_job_is_the_run_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Relative paths, as the manifests have them, are relative to wherever Ray started the job."""
+    # As Ray's job supervisor sets it.
+    environment = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+    monkeypatch.setenv(environment, '{"metadata": {"job_submission_id": "raysubmit_Abc"}}')
+    with RunDirectory.create(tmp_path / "one", RECIPE) as run:
+        run.set_status("running", "sft")
+    job = ray_job(f"rayward run demo{out}")
+    past = history(tmp_path)
+    (listed,) = past.all([], [job])
+    assert (listed.id, listed.origin, listed.state) == ("one", "ray", "running")
+    stranger = ray_job(job.entrypoint, name="raysubmit_Def")
+    assert {one.id for one in past.all([], [job, stranger])} == {"one", "raysubmit_Def"}
+    # Killed, and resumed in another job, which only one with a path can be.
+    monkeypatch.setenv(environment, '{"metadata": {"job_submission_id": "raysubmit_Ghi"}}')
+    with RunDirectory.resume(tmp_path / "one", RECIPE) as run:
+        run.set_status("running", "sft")
+    killed = replace(job, state="cancelled")
+    later = replace(
+        ray_job(job.entrypoint + ("" if out else " --out one"), name="raysubmit_Ghi"),
+        started=datetime.now(UTC) + timedelta(minutes=2),
+    )
+    for order in ([killed, later], [later, killed]):
+        for one in (past, history(tmp_path)):
+            (listed,) = one.all([], order)
+            assert (listed.id, listed.state) == ("one", "running")
+            found = one.other("raysubmit_Abc", order)
+            assert found is not None
+            assert found.ray_job == later
+
+
+@pytest.mark.parametrize(
+    "out", ["", " --out=elsewhere", " --out /elsewhere/one", " --out one", " --out"]
+)
 def test_a_ray_job_elsewhere_is_listed_by_its_own_id(tmp_path: Path, out: str) -> None:
+    RunDirectory.create(tmp_path / "one", RECIPE).close()
     job = ray_job(f"rayward run 'r.yaml'{out}")
     assert job.is_rayward
-    (listed,) = history(tmp_path).all([], [job])
+    listed, by_hand = history(tmp_path).all([], [job])
     assert (listed.id, listed.origin, listed.run) == ("raysubmit_Abc", "ray", None)
+    assert (by_hand.id, by_hand.origin) == ("one", "directory")
     found = history(tmp_path).other("raysubmit_Abc", [job])
     assert found is not None
     assert found.detail().config is None
