@@ -1,9 +1,13 @@
 """What is asked of jobs over HTTP, and what is answered."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, JsonValue
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from cluster.config.recipe import Recipe
 
 JobKind = Literal["recipe", "stage"]
 JobState = Literal[
@@ -23,6 +27,18 @@ class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class _AsRecipe:
+    """In the OpenAPI document a recipe; where it is read, any object, which is looked at later.
+
+    A recipe that is wrong is told by the name of its field, as `rayward run` tells it.
+    """
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(Recipe.__pydantic_core_schema__)
+
+
 class SubmitRequest(_Schema):
     """A job to run."""
 
@@ -30,8 +46,8 @@ class SubmitRequest(_Schema):
 
     kind: JobKind
     """`recipe`: all its stages. `stage`: a recipe of exactly one stage."""
-    config: dict[str, JsonValue]
-    """The recipe, as `rayward config schema` describes it. Paths are the server's, absolute."""
+    config: Annotated[dict[str, JsonValue], _AsRecipe()]
+    """The recipe. Paths are the server's, absolute."""
     priority: int = Field(default=0, ge=-1000, le=1000)
     """Of the jobs that wait the one with the highest goes first, then the oldest."""
 
