@@ -5,7 +5,6 @@ All runs join the Ray of the tests; that `rayward run` starts its own is for `te
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from cluster.tables import DataDirectory, write_demonstrations, write_prompts
 from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Demonstration, Message, Prompt
 from pipelines.distilled_table import read_distilled
 from pipelines.tiny_world.answers import HARMFUL_STEPS
+from tests import preloaded
 from tests.tiny import write_constant_llama, write_tiny
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = Path(sys.executable).with_name("rayward")
 SAMPLING = {"max_prompt_tokens": 160, "max_response_tokens": 40}
 WORLD = {
     "demonstrations": 42,
@@ -48,7 +47,7 @@ Rayward = Callable[..., subprocess.CompletedProcess[str]]
 def rayward(ray_session: str, tmp_path: Path) -> Rayward:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [PROGRAM, *arguments, "--address", ray_session],
+            preloaded.command(*arguments, "--address", ray_session),
             cwd=tmp_path,
             capture_output=True,
             text=True,

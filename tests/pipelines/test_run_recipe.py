@@ -22,6 +22,7 @@ from pipelines.plan import measured_policies
 from pipelines.rejection_sampling import RewardCurve
 from pipelines.samples import read_samples
 from pipelines.stage_inputs import evaluation_of
+from tests import preloaded
 
 POLICIES = ["sft", "safety_sft", "rejection_sampling", "ppo", "context_distillation"]
 STAGES = [
@@ -86,7 +87,7 @@ PROGRAM = Path(sys.executable).with_name("rayward")
 
 def rayward(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [PROGRAM, *arguments],
+        preloaded.command(*arguments),
         cwd=folder,
         capture_output=True,
         text=True,

@@ -1,0 +1,189 @@
+"""Processes that need not import vLLM, DeepSpeed and torch: forks of one that has.
+
+Of a test suite's time on two cores two thirds would go into imports: 10 CPU-seconds for each
+sampler, 8 for each learner, 13 for each `rayward run`. Workers of the tests' own Ray, and the
+commands that join it, therefore start here. What starts as it does in use is for the tests of the
+doctor, the services, the nodes and the deployment, and for every run with a Ray of its own.
+
+    stand-in (what Ray or a test starts) --request--> server --fork--> keeper --fork--> program
+
+The stand-in ends as the program ends and passes signals on; when it is killed, so is the program.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+SOCKET = "RAYWARD_TEST_PRELOADED"
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+_SIZE = struct.Struct("!Q")
+_STATUS = struct.Struct("!i")
+_MODULES = (
+    "deepspeed",
+    "mlflow",
+    "peft",
+    "matplotlib.pyplot",
+    "pyarrow.parquet",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "vllm",
+    "vllm.entrypoints.llm",
+    "vllm.model_executor.models.llama",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+)
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of Rayward in a fork, for a test that has the fixture `preloaded`."""
+    return [sys.executable, __file__, "rayward", *arguments]
+
+
+@contextlib.contextmanager
+def preloading(folder: Path) -> Iterator[None]:
+    """A server for the time of the block, for whoever inherits this process's environment."""
+    path, said = str(folder / "socket"), folder / "server.log"
+    log = said.open("wb")
+    server = subprocess.Popen(
+        [sys.executable, __file__, "--serve", path],
+        stdout=subprocess.PIPE,
+        stderr=log,
+    )
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n", said.read_text()[-2000:]
+        os.environ[SOCKET] = path
+        yield
+    finally:
+        os.environ.pop(SOCKET, None)
+        server.kill()
+        server.wait()
+        log.close()
+
+
+def stand_in() -> NoReturn:
+    """Have the server run this process's program, and end as it ends."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(os.environ[SOCKET])
+        asked = {"argv": sys.argv[1:], "environment": dict(os.environ), "cwd": os.getcwd()}
+        body = json.dumps(asked).encode()
+        socket.send_fds(server, [_SIZE.pack(len(body))], [0, 1, 2])
+        server.sendall(body)
+        for number in _PASSED_ON:
+            signal.signal(number, lambda number, _: server.send(bytes([number])))
+        said = server.recv(_STATUS.size)
+    # Without a word: the server is gone.
+    code = _STATUS.unpack(said)[0] if said else 1
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def serve(path: str) -> None:
+    """Import everything, and then fork for whoever asks, until the end of who started this."""
+    _end_with_parent()
+    # Ray reads its environment once, as it is loaded: each fork loads it for itself.
+    sys.modules["ray"] = None  # type: ignore[assignment]
+    with contextlib.redirect_stdout(sys.stderr):
+        for name in _MODULES:
+            importlib.import_module(name)
+    del sys.modules["ray"]
+    # Keepers are not waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        print("ready", flush=True)
+        while True:
+            asking, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _keep(asking)
+            asking.close()
+
+
+def _keep(asking: socket.socket) -> NoReturn:
+    """Run a program in a child; tell how it ended, pass signals on, kill it when asked no more."""
+    _end_with_parent()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    head, descriptors, _, _ = socket.recv_fds(asking, _SIZE.size, 3)
+    size, body = _SIZE.unpack(head)[0], b""
+    while len(body) < size:
+        body += asking.recv(size - len(body))
+    program = os.fork()
+    if program == 0:
+        asking.close()
+        _become(json.loads(body), descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    ended = os.pidfd_open(program)
+    while True:
+        ready, _, _ = select.select([asking, ended], [], [])
+        if ended in ready:
+            break
+        wanted = asking.recv(1)
+        os.kill(program, wanted[0] if wanted else signal.SIGKILL)
+        if not wanted:
+            break
+    _, status = os.waitpid(program, 0)
+    with contextlib.suppress(OSError):
+        asking.send(_STATUS.pack(os.waitstatus_to_exitcode(status)))
+    os._exit(0)
+
+
+def _become(asked: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """Be the program: its descriptors, its environment, its arguments."""
+    _end_with_parent()
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(asked["cwd"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    import torch
+
+    # OpenMP has read the variable of the server.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    _run(asked["argv"])
+    # What is raised here, by this or above, ends the process as it ends any program.
+    sys.exit()
+
+
+def _run(argv: list[str]) -> None:
+    if argv[0] == "rayward":
+        from cluster.cli import main
+
+        sys.argv = argv
+        main()
+    else:
+        sys.argv = ["default_worker.py", *argv]
+        runpy.run_module("ray._private.workers.default_worker", run_name="__main__")
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    # The folder of the tests is nothing that programs look into.
+    del sys.path[0]
+    if sys.argv[1] == "--serve":
+        serve(sys.argv[2])
+    else:
+        stand_in()
