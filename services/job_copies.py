@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,7 +117,9 @@ class Copies:
                 continue
             done[name] = (about.st_size, about.st_mtime_ns)
         for gone in [name for name in done if name not in found]:
-            self._root.filesystem.delete_file(f"{self._root.path}/{gone}")
+            # It is gone already where the answer to an earlier try was lost.
+            with suppress(FileNotFoundError):
+                self._root.filesystem.delete_file(f"{self._root.path}/{gone}")
             del done[gone]
         self._last[job.id] = time.monotonic()
 

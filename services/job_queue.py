@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from cluster.config.recipe import Recipe
 from services.errors import ApiError, unavailable
+from services.job_lease import Lease
 from services.job_records import JobRecord, Records, digest, new_id
 from services.job_schemas import FINAL, RESUMABLE, JobKind
 
@@ -21,20 +22,28 @@ _RETRY_AFTER_S = 30
 class JobQueue:
     """Jobs that were submitted. What a method has returned is on disk.
 
+    A method that changes a job raises `LeaseLost` where this process may not.
+
     Args:
         records: where they are kept.
         max_queued: how many may wait.
+        lease: the right to change them.
     """
 
-    def __init__(self, records: Records, max_queued: int) -> None:
+    def __init__(self, records: Records, max_queued: int, lease: Lease) -> None:
         self._records = records
         self._max_queued = max_queued
-        self._jobs = records.load()
-        self._by_key = {
-            job.idempotency_key: job.id for job in self._jobs.values() if job.idempotency_key
-        }
+        self._lease = lease
+        self._jobs: dict[str, JobRecord] = {}
+        self._by_key: dict[str, str] = {}
+        self._know(records.load())
         # Whoever changes a job holds it until the change is on disk.
         self._changing = asyncio.Lock()
+
+    async def reload(self) -> None:
+        """Find out what others have written."""
+        async with self._changing:
+            self._know(await asyncio.to_thread(self._records.load))
 
     def all(self) -> Iterable[JobRecord]:
         """All jobs, in no order."""
@@ -105,6 +114,7 @@ class JobQueue:
                 idempotency_key=None if key is None else digest(key),
                 request=request,
             )
+            self._lease.require()
             await asyncio.to_thread(self._records.add, job, recipe)
             self._jobs[job.id] = job
             if job.idempotency_key is not None:
@@ -136,7 +146,7 @@ class JobQueue:
         """
         async with self._changing:
             job = self._jobs[job.id]
-            if job.state not in RESUMABLE:
+            if job.state not in RESUMABLE or job.unreadable:
                 raise _conflict(f"the job is {job.state}", "job_cannot_be_resumed")
             self._require_room()
             return await self._put(
@@ -165,10 +175,15 @@ class JobQueue:
             return True
 
     async def _put(self, job: JobRecord, **changes: object) -> JobRecord:
+        self._lease.require()
         changed = job.model_copy(update=changes)
         await asyncio.to_thread(self._records.write, changed)
         self._jobs[job.id] = changed
         return changed
+
+    def _know(self, jobs: dict[str, JobRecord]) -> None:
+        self._jobs = jobs
+        self._by_key = {job.idempotency_key: job.id for job in jobs.values() if job.idempotency_key}
 
     def _require_room(self) -> None:
         queued = sum(job.state == "queued" for job in self._jobs.values())

@@ -3,25 +3,31 @@
 RUNS_ROOT/.jobs/ID/recipe.yaml   what runs
                    job.json      how the job stands, written last
                    log.txt       what it said
+                lease.json       which service keeps them (services.job_lease)
 """
 
 import hashlib
 import json
+import logging
+import re
 import secrets
 from datetime import UTC, datetime
 
 import yaml
 from pyarrow import fs
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.atomic import join, write_bytes
 from cluster.config.recipe import Recipe
 from services.job_files import read_if_there
 from services.job_runs import RunsRoot
-from services.job_schemas import JobKind, JobState
+from services.job_schemas import LISTED_NAME, JobKind, JobState
 
 FOLDER = ".jobs"
+_FILE = "job.json"
 _LONGEST_NAME = 36  # with the time, chance and the number of an attempt an id has 63 letters
+
+logger = logging.getLogger(__name__)
 
 
 class JobRecord(BaseModel):
@@ -30,8 +36,8 @@ class JobRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    kind: JobKind
-    name: str
+    kind: JobKind | None
+    name: str | None
     priority: int
     state: JobState
     submitted: datetime
@@ -48,6 +54,8 @@ class JobRecord(BaseModel):
     """Digest of the key that it was submitted with."""
     request: str | None = None
     """Digest of the request."""
+    unreadable: bool = Field(default=False, exclude=True)
+    """Whether this stands for a record that could not be read, which is left as it is."""
 
     @property
     def submission_id(self) -> str:
@@ -74,23 +82,55 @@ class Records:
 
     def __init__(self, root: RunsRoot) -> None:
         self._root = root
+        # A file that is as it was is not read again.
+        self._known: dict[str, tuple[tuple[int, int], JobRecord]] = {}
 
     def load(self) -> dict[str, JobRecord]:
-        """All records, by id.
-
-        Raises:
-            ValueError: one cannot be read.
-        """
-        filesystem = self._root.filesystem
-        selector = fs.FileSelector(f"{self._root.path}/{FOLDER}", allow_not_found=True)
-        found: dict[str, JobRecord] = {}
-        for info in filesystem.get_file_info(selector):
-            data = read_if_there(filesystem, f"{info.path}/job.json")
+        """All records, by id; one that cannot be read is a job that has failed."""
+        base = f"{self._root.path}/{FOLDER}"
+        # A listing of all that is below costs a store less than a question for each job.
+        selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
+        known: dict[str, tuple[tuple[int, int], JobRecord]] = {}
+        for info in self._root.filesystem.get_file_info(selector):
+            name, _, file = info.path.removeprefix(f"{base}/").partition("/")
             # Without it, the writer was cut off before it had answered.
-            if data is not None:
-                record = JobRecord.model_validate_json(data)
-                found[record.id] = record
-        return found
+            if file != _FILE or not re.fullmatch(LISTED_NAME, name):
+                continue
+            version = (info.size, info.mtime_ns or 0)
+            before = self._known.get(name)
+            if before is not None and before[0] == version and info.mtime_ns is not None:
+                known[name] = before
+            elif (record := self._read(name, info.mtime)) is not None:
+                known[name] = (version, record)
+        self._known = known
+        return {name: record for name, (_, record) in known.items()}
+
+    def _read(self, name: str, written: datetime | None) -> JobRecord | None:
+        try:
+            data = read_if_there(
+                self._root.filesystem, f"{self._root.path}/{FOLDER}/{name}/{_FILE}"
+            )
+            if data is None:
+                return None
+            record = JobRecord.model_validate_json(data)
+            if record.id != name:
+                raise ValueError(f"it is the record of {record.id!r}")
+        except (ValueError, PermissionError) as error:
+            # One bad file is no reason to keep nothing else.
+            logger.warning("the record of the job %s: %s", name, error)
+            when = (written or datetime.fromtimestamp(0, UTC)).astimezone(UTC)
+            return JobRecord(
+                id=name,
+                kind=None,
+                name=None,
+                priority=0,
+                state="failed",
+                submitted=when,
+                queued=when,
+                error=f"{FOLDER}/{name}/{_FILE} cannot be read",
+                unreadable=True,
+            )
+        return record
 
     def add(self, record: JobRecord, recipe: Recipe) -> None:
         """Write a new job: from here on it cannot be lost."""
@@ -101,7 +141,7 @@ class Records:
     def write(self, record: JobRecord) -> None:
         """Write how a job stands."""
         data = record.model_dump_json(indent=1).encode()
-        write_bytes(join(self._root.uri, FOLDER, record.id, "job.json"), data)
+        write_bytes(join(self._root.uri, FOLDER, record.id, _FILE), data)
 
 
 def new_id(name: str, now: datetime) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import shutil
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,27 +66,35 @@ class JobRunner:
         self._awake.set()
 
     async def run(self) -> None:
-        """Work until cancelled."""
-        while True:
-            try:
-                await self._start_next()
-            except OSError as error:
-                # A full disk: nobody is started, and whoever runs is still looked after.
-                logger.warning("the queue: %s", error)
-            for job in self._queue.active():
-                # One job's long copy keeps nobody else waiting.
-                if job.id not in self._looks:
-                    self._looks[job.id] = asyncio.create_task(self._look(job))
-            for name, look in list(self._looks.items()):
-                if look.done():
-                    del self._looks[name]
-                    look.result()
-            try:
-                await asyncio.wait_for(self._awake.wait(), _LOOK_EVERY_S)
-            except TimeoutError:
-                continue
-            finally:
+        """Work until cancelled.
+
+        Raises:
+            LeaseLost: this process may not.
+        """
+        try:
+            while True:
+                await self._go_round()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._awake.wait(), _LOOK_EVERY_S)
                 self._awake.clear()
+        finally:
+            for look in self._looks.values():
+                look.cancel()
+
+    async def _go_round(self) -> None:
+        try:
+            await self._start_next()
+        except OSError as error:
+            # A full disk: nobody is started, and whoever runs is still looked after.
+            logger.warning("the queue: %s", error)
+        for job in self._queue.active():
+            # One job's long copy keeps nobody else waiting.
+            if job.id not in self._looks:
+                self._looks[job.id] = asyncio.create_task(self._look(job))
+        for name, look in list(self._looks.items()):
+            if look.done():
+                del self._looks[name]
+                look.result()
 
     async def _start_next(self) -> None:
         room = self._max_running - len(self._queue.active())
@@ -96,7 +105,12 @@ class JobRunner:
     async def _look(self, job: JobRecord) -> None:
         try:
             known = await asyncio.to_thread(self._ray.find, job.submission_id)
-            if job.state == "cancelling":
+            if known is None and await asyncio.to_thread(self._is_at_work, job):
+                # On another cluster, whose service kept the jobs before: it goes on to its end.
+                if not job.accepted:
+                    await self._queue.change(job, accepted=True)
+                await asyncio.to_thread(self._copies.bring, job)
+            elif job.state == "cancelling":
                 await self._see_it_stop(job, known)
             elif not job.accepted:
                 if known is None:
@@ -115,6 +129,9 @@ class JobRunner:
             logger.warning("job %s: %s", job.id, error)
         else:
             self._ray_answers = True
+
+    def _is_at_work(self, job: JobRecord) -> bool:
+        return self._copies.nearest(job.id).run(job.id).is_at_work(job.started)
 
     async def _begin(self, job: JobRecord) -> None:
         """Hand a job over; one that cannot be for long has failed, and others get its place."""

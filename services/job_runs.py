@@ -4,9 +4,11 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,10 +17,14 @@ from pyarrow import fs
 
 from cluster.atomic import join, resolve
 from cluster.run_directory import RunStatus
-from cluster.run_lock import LOCK, owner_of
-from services.errors import ApiError
+from cluster.run_lock import LOCK, LockOwner, owner_of
+from services.errors import ApiError, writable
 from services.job_files import Line, metric_row, read_if_there, read_lines, read_part
 from services.job_schemas import LISTED_NAME, JobState
+
+# A run of another machine's that has written nothing for so long is taken for dead. Loading a
+# large model, or measuring one, writes nothing for minutes.
+_SILENT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -137,10 +143,31 @@ class RunFiles:
 
     def owner_is_gone(self) -> bool:
         """Whether the process that last wrote here ran on this machine, and is no more."""
-        owner = owner_of(self._read(LOCK) or b"")
+        owner = self._owner()
         if owner is None or owner.host != socket.gethostname():
             return False
         return not os.path.exists(f"/proc/{owner.pid}")
+
+    def is_at_work(self, since: datetime | None) -> bool:
+        """Whether a job's process, begun after `since`, may still write here, whatever Ray knows.
+
+        A process of this machine can be looked for; of another's there is only what it writes.
+        """
+        status, owner = self.status(), self._owner()
+        if owner is None or status is None or status.state != "running":
+            return False
+        if since is not None and status.updated < since:
+            return False
+        if owner.host == socket.gethostname():
+            # A job's command names its run; another process may have the same number since.
+            return os.path.basename(self.path).encode() in _command(owner.pid)
+        names = ("status.json", "metrics.jsonl")
+        found = self.filesystem.get_file_info([f"{self.path}/{name}" for name in names])
+        written = max((info.mtime_ns or 0) / 1e9 for info in found)
+        return time.time() - written < _SILENT_S
+
+    def _owner(self) -> LockOwner | None:
+        return owner_of(self._read(LOCK) or b"")
 
     def _read(self, name: str) -> bytes | None:
         return read_if_there(self.filesystem, f"{self.path}/{name}")
@@ -176,7 +203,12 @@ class RunsRoot:
 
     def place_of(self, name: str) -> str:
         """A run's own place, for people."""
-        return join(self.uri, name) if "://" in self.uri else f"{self.path}/{name}"
+        if "://" not in self.uri:
+            return f"{self.path}/{name}"
+        # What stands before the host, or behind a `?`, may be a login.
+        scheme, _, rest = self.uri.partition("://")
+        host, slash, path = rest.partition("?")[0].partition("/")
+        return join(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}", name)
 
     def part(self, name: str, offset: int, limit: int) -> tuple[bytes, bool]:
         """A part of a file, and whether it is the last."""
@@ -215,7 +247,7 @@ class RunsRoot:
             when = None
         if when is not None and when.tzinfo is None:
             when = when.astimezone()
-        return (run if isinstance(run, str) else None), when
+        return (writable(run) if isinstance(run, str) else None), when
 
 
 def state_of(status: RunStatus | None) -> JobState | None:
@@ -227,6 +259,13 @@ def state_of(status: RunStatus | None) -> JobState | None:
     return "succeeded" if status.state == "succeeded" else "failed"
 
 
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def _unreadable(name: str) -> ApiError:
     return ApiError(409, f"{name} of this run cannot be read", code="unreadable")
 
@@ -234,7 +273,7 @@ def _unreadable(name: str) -> ApiError:
 def _json_object(data: bytes | None) -> dict[str, Any]:
     try:
         document = json.loads(data or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -243,6 +282,8 @@ def _yaml_object(data: bytes | None) -> dict[str, Any] | None:
     try:
         # The C parser is ten times faster; a recipe has hundreds of lines.
         document = yaml.load(data or b"", yaml.CSafeLoader)
-    except (yaml.YAMLError, ValueError):
+        # YAML has more than JSON: dates, keys that are numbers, infinities, loops.
+        is_json = json.loads(json.dumps(document, allow_nan=False)) == document
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return None
-    return document if isinstance(document, dict) else None
+    return document if is_json and isinstance(document, dict) else None

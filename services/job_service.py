@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from cluster.config.serving import JobServiceSettings
@@ -16,6 +17,7 @@ from services.job_copies import Copies
 from services.job_events import Cursor, EventPage, events_since
 from services.job_files import LONGEST_CHARACTER, decode_part
 from services.job_history import History, Known
+from services.job_lease import Lease, LeaseLost
 from services.job_queue import JobQueue
 from services.job_recipes import check_config
 from services.job_records import Records, digest
@@ -34,12 +36,14 @@ from services.job_schemas import (
     SubmitRequest,
     Submitted,
 )
-from services.ray_jobs import RayAway, RayJob, RayJobs
+from services.ray_jobs import RayJobList, RayJobs
 
 # They wait for disks, stores and Ray; Python's default follows the number of cores.
 _THREADS = 32
-_LIST_KEPT_S = 1.0
-_LIST_TIMEOUT_S = 5.0
+# How old records of another service's may be.
+_RECORDS_KEPT_S = 1.0
+# A service that has just started will keep the jobs in a moment.
+_LEASE_PATIENCE_S = 5.0
 
 _T = TypeVar("_T")
 
@@ -48,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 class JobService:
     """Keeps the queue. There is one replica; what it has answered is on disk.
+
+    Where another service keeps the jobs of the same runs root, it answers from what that one
+    writes, changes nothing, and takes over when the other one is gone.
 
     Its methods return a `Refusal` where they would raise an `ApiError`.
 
@@ -62,24 +69,26 @@ class JobService:
         self._root = RunsRoot(settings.runs_root)
         copies = Copies(self._root)
         self._copies = copies
-        self._queue = JobQueue(Records(self._root), settings.max_queued)
+        self._settings = settings
+        self._lease = Lease(self._root)
+        self._queue = JobQueue(Records(self._root), settings.max_queued, self._lease)
+        self._loaded = time.monotonic()
         self._ray = RayJobs(settings.stop_grace_s)
+        self._ray_jobs = RayJobList(self._ray)
         self._history = History(self._root, copies)
-        self._runner = JobRunner(
-            self._queue,
-            self._root,
-            copies,
-            self._ray,
-            settings.max_running,
-            settings.stop_grace_s,
-        )
+        self._runner = self._new_runner()
         # Serve makes the replica inside its event loop.
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_THREADS))
-        self._work = loop.create_task(self._runner.run())
+        self._keeps_jobs = asyncio.Event()
+        self._work = loop.create_task(self._keep_jobs())
         self._changes: set[asyncio.Task[Any]] = set()
-        self._ray_jobs: list[RayJob] = []
-        self._asked_ray = -_LIST_KEPT_S
+
+    def __del__(self) -> None:
+        """Serve calls it when it stops the replica, so that the next service need not wait."""
+        if hasattr(self, "_work"):
+            self._work.cancel()
+            self._lease.release()
 
     async def check_health(self) -> None:
         """Serve asks now and then; a replica whose queue stands still is replaced."""
@@ -94,6 +103,7 @@ class JobService:
             request: what to run.
             key: the request's idempotency key, with whose it is; the same one twice is one job.
         """
+        await self._require_keeper()
         body = digest(request.model_dump())
         known = self._queue.replay(key, body)
         if known is not None:
@@ -114,7 +124,8 @@ class JobService:
             after: the last job of the page before.
             state: only jobs in this state.
         """
-        ray_jobs = await self._from_ray()
+        await self._look_again()
+        ray_jobs = await self._ray_jobs.get()
         found = await asyncio.to_thread(self._history.all, list(self._queue.all()), ray_jobs)
         start = 0
         if after is not None:
@@ -173,6 +184,7 @@ class JobService:
     @refusing
     async def cancel(self, name: str) -> Job:
         """Cancel a job that waits or runs."""
+        await self._require_keeper()
         known = await self._known(name)
         if known.record is not None:
             await self._whole(self._queue.cancel(known.record))
@@ -186,6 +198,7 @@ class JobService:
     @refusing
     async def resume(self, name: str) -> Job:
         """Go on with a job that failed, was cancelled or interrupted."""
+        await self._require_keeper()
         known = await self._known(name)
         if known.record is None:
             raise _not_ours(known)
@@ -198,28 +211,68 @@ class JobService:
         task = asyncio.create_task(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except LeaseLost as error:
+            raise self._lease.refusal() from error
+
+    def _new_runner(self) -> JobRunner:
+        settings = self._settings
+        return JobRunner(
+            self._queue,
+            self._root,
+            self._copies,
+            self._ray,
+            settings.max_running,
+            settings.stop_grace_s,
+        )
+
+    async def _keep_jobs(self) -> None:
+        """Run jobs for as long as this is the service that keeps them; wait until it is."""
+        while True:
+            await self._lease.take()
+            # Others may have written since, and what a runner remembers may no longer be so.
+            await self._queue.reload()
+            self._runner = self._new_runner()
+            work = {
+                asyncio.create_task(self._runner.run()),
+                asyncio.create_task(self._lease.keep()),
+            }
+            self._keeps_jobs.set()
+            try:
+                done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+                for one in done:
+                    one.result()
+            except LeaseLost as error:
+                logger.warning("the lease on jobs is lost: %s", error)
+            finally:
+                self._keeps_jobs.clear()
+                for one in work:
+                    one.cancel()
+
+    async def _require_keeper(self) -> None:
+        if self._lease.other is None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._keeps_jobs.wait(), _LEASE_PATIENCE_S)
+        if not (self._keeps_jobs.is_set() and self._lease.is_held):
+            raise self._lease.refusal()
+
+    async def _look_again(self) -> None:
+        """Find out what the service that keeps the jobs has written, if it is not this one."""
+        now = time.monotonic()
+        if not self._keeps_jobs.is_set() and now - self._loaded >= _RECORDS_KEPT_S:
+            self._loaded = now
+            await self._queue.reload()
 
     async def _known(self, name: str) -> Known:
+        await self._look_again()
         record = self._queue.find(name)
         if record is not None:
             return await asyncio.to_thread(self._history.of_record, record)
-        found = await asyncio.to_thread(self._history.other, name, await self._from_ray())
+        found = await asyncio.to_thread(self._history.other, name, await self._ray_jobs.get())
         if found is None:
             raise ApiError(404, f"no job {name!r}", "id", "no_such_job")
         return found
-
-    async def _from_ray(self) -> list[RayJob]:
-        """What Ray has said of its jobs, at most a moment ago."""
-        if time.monotonic() - self._asked_ray >= _LIST_KEPT_S:
-            self._asked_ray = time.monotonic()
-            try:
-                async with asyncio.timeout(_LIST_TIMEOUT_S):
-                    self._ray_jobs = await asyncio.to_thread(self._ray.all)
-            except (RayAway, TimeoutError) as error:
-                # History is answered from disk, with what Ray said last.
-                logger.warning("Ray's job API: %s", error)
-        return self._ray_jobs
 
 
 def _not_ours(known: Known) -> ApiError:

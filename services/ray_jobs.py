@@ -6,10 +6,13 @@ command is always `rayward run`, an id that Ray knows is found first, nothing se
 environment that Ray is told, and the time to stop is set.
 """
 
+import asyncio
 import itertools
+import logging
 import math
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +25,8 @@ from services.job_schemas import JobState
 
 RAYWARD = str(Path(sys.executable).with_name("rayward"))
 _TIMEOUT_S = 30.0
+_LIST_KEPT_S = 1.0
+_LIST_TIMEOUT_S = 5.0
 _COMMANDS = ("run", "demo", "evaluate")
 _STATES: dict[JobStatus, JobState] = {
     JobStatus.PENDING: "queued",
@@ -30,6 +35,8 @@ _STATES: dict[JobStatus, JobState] = {
     JobStatus.SUCCEEDED: "succeeded",
     JobStatus.FAILED: "failed",
 }
+
+logger = logging.getLogger(__name__)
 
 
 class _Client(JobSubmissionClient):
@@ -173,6 +180,42 @@ class RayJobs:
         self._client = None
         lines = str(error).strip().splitlines() or [""]
         return RayAway(f"{type(error).__name__}: {lines[0]} ... {lines[-1]}")
+
+
+class RayJobList:
+    """What Ray has said of its jobs, at most a moment ago; while it does not answer, the last.
+
+    Args:
+        ray_jobs: whom to ask. It is asked by one thread at a time: where Ray hangs, so do threads.
+    """
+
+    def __init__(self, ray_jobs: RayJobs) -> None:
+        self._ray = ray_jobs
+        self._said: list[RayJob] = []
+        self._asked = -math.inf  # monotonic seconds
+        self._asking: asyncio.Task[list[RayJob]] | None = None
+
+    async def get(self) -> list[RayJob]:
+        """Every job that makes a run."""
+        if self._asking is None:
+            if time.monotonic() - self._asked < _LIST_KEPT_S:
+                return self._said
+            self._asked = time.monotonic()
+            self._asking = asyncio.create_task(self._ask())
+        asking = self._asking
+        patience = self._asked + _LIST_TIMEOUT_S - time.monotonic()
+        done, _ = await asyncio.wait({asking}, timeout=max(patience, 0.0))
+        # History is answered from disk, with what Ray said last.
+        return asking.result() if done else self._said
+
+    async def _ask(self) -> list[RayJob]:
+        try:
+            self._said = await asyncio.to_thread(self._ray.all)
+        except RayAway as error:
+            logger.warning("Ray's job API: %s", error)
+        finally:
+            self._asking = None
+        return self._said
 
 
 def _address() -> str:

@@ -1,7 +1,6 @@
 """The queue, and what its runner makes of whatever Ray may say."""
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,8 @@ from cluster.config.load import parse_recipe
 from cluster.run_directory import RunDirectory, RunState
 from services.errors import ApiError
 from services.job_copies import Copies
+from services.job_history import History
+from services.job_lease import Lease, LeaseLost
 from services.job_queue import JobQueue
 from services.job_records import JobRecord, Records, digest, new_id
 from services.job_runner import JobRunner
@@ -68,6 +69,7 @@ class Bench:
     """A queue, its runner at work, and the Ray that it asks."""
 
     queue: JobQueue
+    lease: Lease
     runner: JobRunner
     ray: RayOfTest
     runs: Path
@@ -100,9 +102,12 @@ class Bench:
 
 def bench(runs: Path, max_running: int = 1, grace_s: float = 0.2, max_queued: int = 100) -> Bench:
     root = RunsRoot(str(runs))
-    queue, ray = JobQueue(Records(root), max_queued), RayOfTest()
+    lease = Lease(root)
+    # Whoever comes second only reads.
+    lease.try_to_take()
+    queue, ray = JobQueue(Records(root), max_queued, lease), RayOfTest()
     runner = JobRunner(queue, root, Copies(root), ray, max_running, grace_s)  # type: ignore[arg-type]
-    return Bench(queue, runner, ray, runs)
+    return Bench(queue, lease, runner, ray, runs)
 
 
 def at_work(one: Bench, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -122,6 +127,7 @@ def at_work(one: Bench, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.job_runner._LOOK_EVERY_S", 0.01)
     monkeypatch.setattr("services.job_runner._PATIENCE_S", 0.2)
+    monkeypatch.setattr("services.job_lease._SETTLE_S", 0.0)
 
 
 @given(name=st.from_regex(r"\A[a-z0-9][a-z0-9-]{0,62}\Z"))
@@ -407,15 +413,58 @@ def _fail(*_: object) -> None:
     raise OSError("no space left")
 
 
-def test_a_record_that_cannot_be_read_stops_the_service(tmp_path: Path) -> None:
-    record = tmp_path / ".jobs" / "one" / "job.json"
-    record.parent.mkdir(parents=True)
-    record.write_text("{")
-    with pytest.raises(ValueError, match="JobRecord"):
-        bench(tmp_path)
+def test_a_record_that_cannot_be_read_is_a_job_that_failed(tmp_path: Path) -> None:
+    for name, content in (("torn", "{"), ("copied", '{"id": "other"}'), ("-odd", "{")):
+        (tmp_path / ".jobs" / name).mkdir(parents=True)
+        (tmp_path / ".jobs" / name / "job.json").write_text(content)
     # A submission that was cut off before it was answered is none.
-    os.unlink(record)
-    assert not list(bench(tmp_path).queue.all())
+    (tmp_path / ".jobs" / "begun").mkdir()
+    one = bench(tmp_path)
+
+    async def test() -> None:
+        assert {job.id for job in one.queue.all()} == {"torn", "copied"}
+        for job in list(one.queue.all()):
+            assert job.error == f".jobs/{job.id}/job.json cannot be read"
+            for change in (one.queue.cancel, one.queue.resume):
+                with pytest.raises(ApiError) as refused:
+                    await change(job)
+                assert refused.value.status == 409
+        # Nothing else is kept from its work, and what could be mended is as it was.
+        await one.accepted(await one.add())
+        assert (tmp_path / ".jobs" / "torn" / "job.json").read_text() == "{"
+        root = RunsRoot(str(tmp_path))
+        shown = {job.id: job for job in History(root, Copies(root)).all(one.queue.all(), [])}
+        torn = shown["torn"]
+        assert (torn.state, torn.kind, torn.name) == ("failed", None, None)
+        assert len(shown) == 3
+
+    at_work(one, test)
+
+
+def test_records_that_others_change_are_read_again(tmp_path: Path) -> None:
+    keeper = bench(tmp_path)
+    watcher = bench(tmp_path)
+
+    async def test() -> None:
+        job = await keeper.add(key="k")
+        await watcher.queue.reload()
+        assert watcher.now(job).state == "queued"
+        assert watcher.queue.replay("k", "request") == job
+        before = watcher.now(job)
+        await watcher.queue.reload()
+        assert watcher.now(job) is before
+        await keeper.queue.cancel(job)
+        await watcher.queue.reload()
+        assert watcher.now(job).state == "cancelled"
+        with pytest.raises(LeaseLost):
+            await watcher.queue.resume(job)
+        with pytest.raises(LeaseLost):
+            await watcher.add()
+        await keeper.queue.reload()
+        assert keeper.now(job).state == "cancelled"
+        assert len(list(keeper.queue.all())) == 1
+
+    asyncio.run(test())
 
 
 def test_a_clock_that_is_set_back_changes_no_order(tmp_path: Path) -> None:
