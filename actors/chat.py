@@ -6,6 +6,7 @@ characters that it consists of.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from jinja2 import TemplateError
@@ -18,7 +19,8 @@ from cluster.types import Message
 # Up to where an answer begins, with the whole answer, and up to where the answer was cut.
 _Part = Literal["prompt", "answered", "cut"]
 _ANSWERED: tuple[_Part, ...] = ("answered", "cut")
-_FIRST_STAND_IN = 0xE000  # Unicode's private use area: no template gives it a meaning
+# Unicode's private use areas, two of them whole planes: no template gives what is there a meaning.
+_STAND_INS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     """Encode a conversation up to where the assistant's answer begins.
 
     Raises:
-        InputError: the tokenizer has no chat template, or the template refuses the messages.
+        InputError: the tokenizer has no chat template, or the template refuses the messages; or
+            they name a special token, and leave no private character to stand in for it.
     """
     messages, stand_ins = _guarded(tokenizer, messages)
     rendered = _render(tokenizer, messages, "prompt")
@@ -159,6 +162,9 @@ def _guarded(
 
     Returns:
         The messages, and the text that each stand-in character stands for.
+
+    Raises:
+        InputError: all private characters are in use.
     """
     written = "".join(message.content for message in messages)
     # Some control tokens have no name, and are known by their flag alone.
@@ -167,16 +173,15 @@ def _guarded(
     if not specials:
         return list(messages), {}
     avoided = set(written) | set(str(tokenizer.chat_template))
-    free = (
-        character
-        for character in map(chr, range(_FIRST_STAND_IN, _FIRST_STAND_IN + 6400))
-        if character not in avoided
-    )
+    free = (character for character in map(chr, chain(*_STAND_INS)) if character not in avoided)
     stand_ins: dict[str, str] = {}
     guarded = list(messages)
     # The longest first: one special token's text may be a part of another's.
     for special in sorted(specials, key=lambda text: (-len(text), text)):
-        stand_in = next(free)
+        stand_in = next(free, None)
+        if stand_in is None:
+            expected = "a private character of Unicode that is not in them, to stand for a token"
+            raise InputError("messages", f"{len(written)} characters", expected)
         stand_ins[stand_in] = special
         guarded = [
             Message(message.role, message.content.replace(special, stand_in)) for message in guarded
@@ -219,9 +224,11 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase, rendered: str, stand_ins: dict[str, str]
 ) -> list[int]:
     ids: list[int] = []
+    # Each once: a text may consist of nothing else.
+    verbatim = {text: _encode_verbatim(tokenizer, text) for text in stand_ins.values()}
     for _, text, is_verbatim in _pieces(rendered, stand_ins):
         if is_verbatim:
-            ids += _encode_verbatim(tokenizer, text)
+            ids += verbatim[text]
         else:
             ids += tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

@@ -31,6 +31,7 @@ from cluster.config.serving import PolicyServiceSettings
 from cluster.errors import InputError
 from cluster.types import Message
 from services.policy_schemas import MAX_LOGPROBS, POLICY, Kind
+from services.text_bounds import TextBounds
 
 
 class PolicyEngine:
@@ -47,7 +48,7 @@ class PolicyEngine:
         self._chat = state.openai_serving_chat.create_chat_completion
         self._text = state.openai_serving_completion.create_completion
         self._room: int = engine.model_config.max_model_len
-        self._most_characters = self._room * max(map(len, tokenizer.get_vocab()))
+        self._bounds = TextBounds(tokenizer, self._room)
         self._tokenizer = tokenizer
         # One thread: a tokenizer does not bear two users at a time.
         self._encoder = ThreadPoolExecutor(1, "encode")
@@ -97,10 +98,9 @@ class PolicyEngine:
             return await self._text(CompletionRequest(**request))
         messages = [Message(**message) for message in request["messages"]]
         expected = f"less than the {self._room} tokens that prompt and answer have room for"
-        # Nobody waits for the encoding of what cannot fit.
-        characters = sum(len(message.content) for message in messages)
-        if characters > self._most_characters:
-            raise InputError("messages", f"{characters} characters", expected)
+        excess = self._bounds.excess([message.content for message in messages])
+        if excess is not None:
+            raise InputError("messages", excess, expected)
         loop = asyncio.get_running_loop()
         ids = await loop.run_in_executor(self._encoder, encode_prompt, self._tokenizer, messages)
         if len(ids) >= self._room:

@@ -1,7 +1,8 @@
 """What the gateway asks a reward model's replica, and what that answers."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from ray.serve.exceptions import BackPressureError
 
@@ -19,6 +20,20 @@ class Answered:
     response: str
     ended: bool = True
 
+    @property
+    def texts(self) -> list[str]:
+        """What is said, turn by turn."""
+        return [*(message.content for message in self.messages), self.response]
+
+    def with_texts(self, texts: Sequence[str]) -> Self:
+        """The same turns with something else said in each."""
+        *contents, response = texts
+        messages = [
+            Message(message.role, content)
+            for message, content in zip(self.messages, contents, strict=True)
+        ]
+        return replace(self, messages=tuple(messages), response=response)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -28,6 +43,16 @@ class Written:
     add_special_tokens: bool = False
     end_anew: bool = False
     """Take the padding and end tokens off both ends first and put one end token on."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The text alone."""
+        return [self.text]
+
+    def with_texts(self, texts: Sequence[str]) -> Self:
+        """Another text, of the same kind."""
+        (text,) = texts
+        return replace(self, text=text)
 
 
 @dataclass(frozen=True)

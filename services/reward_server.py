@@ -1,7 +1,7 @@
 """A reward model behind Serve: it reads conversations in one thread and scores them in others."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -11,7 +11,9 @@ from cluster.config.serving import ServedRewardModel
 from cluster.errors import InputError, UnscoredError
 from cluster.types import Axis
 from services.reward_batches import RewardBatches
-from services.reward_calls import Answered, Item, ItemScore, ModelScores, Refusal
+from services.reward_calls import Answered, Cut, Item, ItemScore, ModelScores, Refusal, Written
+
+_READ_AT_ONCE = 32768  # characters, which take some ten milliseconds
 
 
 class RewardServer:
@@ -31,7 +33,8 @@ class RewardServer:
         self, axis: Axis, model: ServedRewardModel, policy: str | None, deterministic: bool
     ) -> None:
         # Here and not above: the gateway imports this file and does without torch.
-        from actors.reward_model import RewardModel
+        from actors.reward_model import RewardModel, load_reward_tokenizer
+        from services.text_bounds import TextBounds
 
         section = f"reward.{axis}"
         self._axis = axis
@@ -39,6 +42,8 @@ class RewardServer:
         self._model = RewardModel(axis, model.path, model, policy, section)
         self._version = self._model.digest()
         self._template_hash = self._model.encoder.template_hash()
+        tokenizer = load_reward_tokenizer(axis, model.path, model, section)
+        self._bounds = TextBounds(tokenizer, self._model.room)
         # One thread alone: whether special tokens are recognised is a state of the tokenizer.
         self._reader = ThreadPoolExecutor(1, "tokenizer")
         self._batches = RewardBatches(axis, self._model.passes, model)
@@ -64,7 +69,10 @@ class RewardServer:
             UnscoredError: a score could not be had.
         """
         loop = asyncio.get_running_loop()
-        read = await loop.run_in_executor(self._reader, self._read, items)
+        read = []
+        for part in _parts(items):
+            # Between two parts others get their turn.
+            read += await loop.run_in_executor(self._reader, self._read, part)
         sequences = [ids for ids, _ in read]
         logits = await self._batches.score(sequences, deterministic or self._deterministic)
         return ModelScores(
@@ -95,6 +103,12 @@ class RewardServer:
         from actors.reward_encoding import cut
 
         encoder, content, room = self._model.encoder, item.content, self._model.room
+        if isinstance(content, Written) and content.end_anew:
+            content = content.with_texts([encoder.end_anew(content.text)])
+        excess = self._bounds.excess(content.texts)
+        if excess is not None:
+            side = self._side(item, excess)
+            content = content.with_texts(self._bounds.cut(content.texts, side))
         if isinstance(content, Answered):
             try:
                 ids = encoder.answered(content.messages, content.response, content.ended)
@@ -103,13 +117,36 @@ class RewardServer:
                 field = f"{item.field}.messages"
                 raise InputError(field, roles, error.expected) from None
         else:
-            text = encoder.end_anew(content.text) if content.end_anew else content.text
-            ids = encoder.written(text, content.add_special_tokens)
+            ids = encoder.written(content.text, content.add_special_tokens)
         if not ids:
             raise InputError(item.field, "no token at all", "a text of one token or more")
         if room is None or len(ids) <= room:
-            return ids, False
+            return ids, excess is not None
+        return cut(ids, room, self._side(item, f"{len(ids)} tokens")), True
+
+    def _side(self, item: Item, found: str) -> Cut:
+        """Where to take off what the model has no room for.
+
+        Raises:
+            InputError: names the item, which is to be refused.
+        """
         if item.truncate is None:
+            room = self._model.room
             expected = f"at most {room}, which the {self._axis} model reads, or to be truncated"
-            raise InputError(item.field, f"{len(ids)} tokens", expected)
-        return cut(ids, room, item.truncate), True
+            raise InputError(item.field, found, expected)
+        return item.truncate
+
+
+def _parts(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Items that are read without a break: of so many characters, or a longer one alone."""
+    part: list[Item] = []
+    characters = 0
+    for item in items:
+        length = sum(map(len, item.content.texts))
+        if part and characters + length > _READ_AT_ONCE:
+            yield part
+            part, characters = [], 0
+        part.append(item)
+        characters += length
+    if part:
+        yield part

@@ -49,6 +49,24 @@ def test_a_control_token_without_a_name_is_one_too() -> None:
     assert encode_response(tokenizer, "a<|turn|>b").count(turn) == 0
 
 
+PRIVATE = "".join(map(chr, range(0xE000, 0xF900)))
+PRIVATE_PLANES = "".join(map(chr, [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]))
+
+
+def test_texts_may_use_up_the_private_characters_that_come_first() -> None:
+    ids = encode_prompt(TOKENIZER, user(f"{PRIVATE}<eos>"))
+    assert ids.count(TOKENIZER.eos_token_id) == 1
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == f"{PRIVATE}<eos>\n"
+
+
+def test_texts_that_use_up_all_private_characters_are_refused_by_name() -> None:
+    """A StopIteration would be lost in an executor, and whoever waits would wait for ever."""
+    with pytest.raises(InputError) as caught:
+        encode_prompt(TOKENIZER, user(f"{PRIVATE}{PRIVATE_PLANES}<eos>"))
+    assert caught.value.field == "messages"
+    assert PRIVATE[:9] not in str(caught.value)
+
+
 @settings(max_examples=60, deadline=None)
 @given(content=TEXT, response=TEXT)
 def test_any_text_comes_through(content: str, response: str) -> None:

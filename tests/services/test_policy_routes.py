@@ -23,6 +23,7 @@ from tests.serving import Served
 
 ASKED: list[Any] = [{"role": "user", "content": "Are you there?"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+PRIVATE = "".join(map(chr, range(0xE000, 0xF900)))
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +250,9 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, served: S
         (CHAT, "messages.0.role", [{"role": "tool", "content": "hi"}]),
         (CHAT, "messages", [{"role": "user", "content": "a" * 508}]),
         (CHAT, "messages", [{"role": "user", "content": "a" * 1_000_000}]),
+        (CHAT, "messages", [{"role": "user", "content": "<eos>" * 10_000}]),
+        # No private character is left to stand in for "<eos>".
+        (CHAT, "messages", [{"role": "user", "content": f"{PRIVATE}<eos>"}]),
         (CHAT, "max_tokens", 0),
         (CHAT, "max_tokens", 1.5),
         (CHAT, "n", 17),
