@@ -1,5 +1,6 @@
 """What is submitted is looked at as `rayward run` will look at it, before it waits for hours."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from services.errors import writable
 from services.job_schemas import JobKind
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-# Without a query: it could name another host for the server to ask.
-_URI = re.compile(r"(s3|gs|gcs|abfss?|hdfs)://[^?]+")
+# The name of a bucket and nothing else: a host, a port, a login or a query would have the server
+# ask somebody of the client's choosing, perhaps with its own login. abfs and hdfs name hosts.
+_URI = re.compile(r"(s3|gs|gcs)://[A-Za-z0-9][\w.-]*(/[^?#]*)?", re.ASCII)
+_LARGEST = 2**63
 _LONGEST_VALUE = 200
 _MODELS = ("path", "previous")
 _FILES = ("chat_template", "templates", "preprompts")
@@ -27,6 +30,7 @@ def check_config(kind: JobKind, config: dict[str, Any]) -> Recipe:
         InputError: what is wrong, with its field under `config`.
     """
     try:
+        _require_writable("", config)
         recipe = parse_recipe(config)
         if kind == "stage" and len(recipe.stages) != 1:
             expected = "exactly one stage for a job of kind stage"
@@ -45,6 +49,26 @@ def check_config(kind: JobKind, config: dict[str, Any]) -> Recipe:
     return recipe
 
 
+def _require_writable(field: str, value: object) -> None:
+    """Refuse what a recipe's file cannot hold, or no program could use."""
+    if isinstance(value, str):
+        if writable(value) != value:
+            raise InputError(field, value, "text without half a surrogate pair")
+    elif isinstance(value, int):
+        if abs(value) >= _LARGEST:
+            raise InputError(field, "a huge number", f"a number below {_LARGEST}")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(field, value, "a finite number")
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            _require_writable(field or "recipe", name)
+            _require_writable(f"{field}.{name}" if field else name, one)
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            _require_writable(f"{field}.{index}", one)
+
+
 def _require_own_tracker(recipe: Recipe) -> None:
     """The job has the service's login for its tracker, which no other server should be sent."""
     mlflow = recipe.tracking.mlflow
@@ -57,7 +81,13 @@ def _require_data(path: str) -> None:
     if "://" in path:
         # To ask a store that does not answer takes minutes.
         if not _URI.fullmatch(path):
-            raise InputError("data.path", path, "a URI that pyarrow.fs knows, such as s3://")
+            # What is shown must not be somebody's login.
+            shown = "a URI with a login" if "@" in path else path.partition("?")[0]
+            expected = (
+                "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER, which names no host; "
+                "the login is the service's own"
+            )
+            raise InputError("data.path", shown, expected)
         return
     if not Path(path).is_absolute() or "\0" in path:
         raise InputError("data.path", path, "an absolute path of the server, or a URI")

@@ -81,6 +81,47 @@ def test_what_is_no_run_of_ours_breaks_nothing(tmp_path: Path) -> None:
         assert found.detail().stages_done == []
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "d: 2024-01-01",
+        "{1: a}",
+        "a: &a [*a]",
+        "a: .nan",
+        "a: !!set {b, c}",
+        "[" * 5000,
+        "a: !!binary aGk=",
+    ],
+)
+def test_a_recipe_that_is_no_json_is_not_told(tmp_path: Path, recipe: str) -> None:
+    RunDirectory.create(tmp_path / "one", RECIPE).close()
+    found = history(tmp_path).other("one", [])
+    assert found is not None
+    assert found.detail().config == RECIPE.model_dump(mode="json")
+    (tmp_path / "one" / "recipe.yaml").write_text(recipe)
+    assert found.detail().config is None
+
+
+def test_half_a_surrogate_pair_in_a_name_can_be_told(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "manifest.json").write_text('{"run": "a\\ud800"}')
+    (job,) = history(tmp_path).all([], [])
+    assert job.model_dump_json()
+    assert job.name == "a\\ud800"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://KEY:SECRET@bucket/runs?endpoint_override=SECRET", "s3://bucket/runs/one"),
+        ("s3://bucket/runs@home?region=us-east-1", "s3://bucket/runs@home/one"),
+        ("fsspec+file:///runs", "fsspec+file:///runs/one"),
+    ],
+)
+def test_where_a_run_is_says_no_login(uri: str, shown: str) -> None:
+    assert RunsRoot(uri).place_of("one") == shown
+
+
 def test_a_ray_job_is_its_run_if_it_says_where(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path / "one", RECIPE) as run:
         run.set_status("running", "sft")

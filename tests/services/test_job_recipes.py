@@ -50,6 +50,12 @@ def test_a_stage_is_one_stage() -> None:
         # The server would ask where the client says, or send its login there.
         ({"data": {"path": "fsspec+http://somewhere/data"}}, "config.data.path"),
         ({"data": {"path": "s3://data?endpoint_override=http://a"}}, "config.data.path"),
+        ({"data": {"path": "s3://data#x"}}, "config.data.path"),
+        ({"data": {"path": "s3://127.0.0.1:1/data"}}, "config.data.path"),
+        ({"data": {"path": "s3:///data"}}, "config.data.path"),
+        ({"data": {"path": "abfs://container@evil.example/data"}}, "config.data.path"),
+        ({"data": {"path": "abfs://container/data"}}, "config.data.path"),
+        ({"data": {"path": "hdfs://somewhere:8020/data"}}, "config.data.path"),
         (
             {"tracking": {"mlflow": {"tracking_uri": "https://somewhere"}}},
             "config.tracking.mlflow.tracking_uri",
@@ -63,12 +69,30 @@ def test_a_stage_is_one_stage() -> None:
         ({"rejection_sampling": {"earlier": ["/no/run"]}}, "config.rejection_sampling.earlier.0"),
         ({"\ud800": 1}, "config"),
         ({"name": "\ud800"}, "config.name"),
+        # What YAML cannot hold, or no program use.
+        ({"tracking": {"wandb": {"entity": "\ud800"}}}, "config.tracking.wandb.entity"),
+        ({"resources": {"labels": {"a": "x\udfff"}}}, "config.resources.labels.a"),
+        ({"resources": {"labels": {"\ud800": "a"}}}, "config.resources.labels"),
+        ({"stages": ["sft", "\ud800"]}, "config.stages.1"),
+        ({"sft": {"epochs": 10**400}}, "config.sft.epochs"),
+        ({"sft": {"epochs": -(2**63)}}, "config.sft.epochs"),
+        ({"ppo": {"kl": {"coefficient": float("inf")}}}, "config.ppo.kl.coefficient"),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], field: str) -> None:
     refused = refusal("recipe", **changes)
     assert refused.field == field
     assert len(str(refused).encode()) < 1000
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://KEY:SECRET@bucket/data", "abfs://account:SECRET@127.0.0.1:1/c", "s3://b?k=SECRET"]
+)
+def test_a_login_is_refused_and_told_to_nobody(uri: str) -> None:
+    refused = refusal("recipe", data={"path": uri})
+    assert refused.field == "config.data.path"
+    assert "the login is the service's own" in str(refused)
+    assert "SECRET" not in str(refused)
 
 
 def test_a_long_value_is_cut() -> None:
