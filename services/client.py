@@ -16,6 +16,9 @@ _STREAM_TIMEOUT_S = 60.0
 _TRIES = 4
 _LONGEST_WAIT_S = 10.0
 _RECONNECT_AFTER_S = 1.0
+_REFUSED = (503,)
+# HAProxy answers 500 where what is behind it is gone, and other proxies 502 or 504.
+_GONE = (500, 502, 503, 504)
 
 
 class RequestFailed(Exception):
@@ -47,8 +50,9 @@ class Event:
 class Client:
     """Asks a service.
 
-    A 503 is waited out, a few times, and so is a connection that cannot be had. Every method raises
-    `RequestFailed`.
+    A 503 is waited out, a few times, and so is a connection that cannot be had. What may have been
+    heard, though no answer came, is said again only where that does nothing twice. Every method
+    raises `RequestFailed`.
 
     Args:
         url: of the service.
@@ -67,12 +71,16 @@ class Client:
     def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
         """The answer to a question."""
         given = {name: value for name, value in query.items() if value is not None}
-        return self._ask("GET", path, params=given)
+        return self._ask("GET", path, repeatable=True, params=given)
 
-    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer to a request; one that is sent again is not done again."""
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request that makes something once, however often it is sent."""
         headers = {"Idempotency-Key": str(uuid.uuid4())}
-        return self._ask("POST", path, json=body, headers=headers)
+        return self._ask("POST", path, repeatable=True, json=body, headers=headers)
+
+    def act(self, path: str) -> dict[str, Any]:
+        """The answer to a request that is refused where it was done before."""
+        return self._ask("POST", path, repeatable=False)
 
     def events(self, job: str) -> Iterator[Event]:
         """A job's events until it has come to its end, over as many connections as it takes."""
@@ -89,7 +97,7 @@ class Client:
                         raise _failure(response)
                     # A long silence may end a connection too, as often as it likes.
                     failures = 0
-                    for last, event in _events(response.iter_lines()):  # noqa: B007
+                    for last, event in _events(_lines(response.iter_bytes())):  # noqa: B007
                         yield event
                 # The service ends a stream behind a job's end, and when it is stopped itself.
                 if self._has_ended(job):
@@ -100,7 +108,7 @@ class Client:
                     raise self._no_answer(error) from error
             except RequestFailed as failed:
                 failures += 1
-                if failed.status != 503 or failures == _TRIES:
+                if failed.status not in _GONE or failures == _TRIES:
                     raise
             time.sleep(_RECONNECT_AFTER_S)
 
@@ -118,18 +126,24 @@ class Client:
         state = self.get(job_path(job))["state"]
         return state not in ("queued", "running", "cancelling")
 
-    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        repeatable: bool,
+        **options: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
         for attempt in range(1, _TRIES + 1):
             try:
                 response = self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                # What may have been heard is not said again, but for a question.
                 unheard = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                if attempt == _TRIES or not (unheard or method == "GET"):
+                if attempt == _TRIES or not (unheard or repeatable):
                     raise self._no_answer(error) from error
                 time.sleep(_RECONNECT_AFTER_S)
                 continue
-            if response.status_code != 503 or attempt == _TRIES:
+            passing = _GONE if repeatable else _REFUSED
+            if response.status_code not in passing or attempt == _TRIES:
                 break
             wait_s = response.headers.get("Retry-After", "1")
             time.sleep(min(float(wait_s) if wait_s.isdigit() else 1.0, _LONGEST_WAIT_S))
@@ -146,6 +160,15 @@ class Client:
 def job_path(job: str) -> str:
     """Where a job is, whatever its id."""
     return f"/v1/jobs/{quote(job, safe='')}"
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """The lines of a stream of events. What else Unicode calls a line break is text there."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode(errors="replace")
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str | None, Event]]:

@@ -115,14 +115,14 @@ def logs_command(
 def cancel_command(job: _Job, url: _Url = _DEFAULT_URL) -> None:
     """Cancel a job that waits or runs; what it has done can be resumed."""
     with _asking(url) as client:
-        print(client.post(f"{_path(job)}/cancel")["state"])
+        print(client.act(f"{_path(job)}/cancel")["state"])
 
 
 @jobs_app.command("resume")
 def resume_command(job: _Job, url: _Url = _DEFAULT_URL) -> None:
     """Go on with a job that failed, was cancelled or interrupted."""
     with _asking(url) as client:
-        print(client.post(f"{_path(job)}/resume")["state"])
+        print(client.act(f"{_path(job)}/resume")["state"])
 
 
 def score_command(

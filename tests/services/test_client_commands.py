@@ -186,6 +186,70 @@ def flaky() -> Iterator[str]:
     server.shutdown()
 
 
+class _Losing(BaseHTTPRequestHandler):
+    """Does what it is asked, and loses the answer twice: a closed connection, a proxy's 500."""
+
+    asked: list[tuple[str, str | None]] = []  # noqa: RUF012
+    said = b"{}"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.append((self.path, self.headers.get("Idempotency-Key")))
+        if len(self.asked) == 1:
+            self.close_connection = True
+            return
+        self.send_response(500 if len(self.asked) == 2 else 201)
+        self.end_headers()
+        self.wfile.write(b'{"id": "one"}')
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.said)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(services.client, "_RECONNECT_AFTER_S", 0.01)
+    _Losing.asked.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Losing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_job_whose_answer_was_lost_is_submitted_again_under_the_same_key(losing: str) -> None:
+    with Client(losing, None) as client:
+        assert client.post("/v1/jobs", {"kind": "recipe"}) == {"id": "one"}
+    assert len(_Losing.asked) == 3
+    assert len({key for _, key in _Losing.asked}) == 1
+    assert _Losing.asked[0][1]
+
+
+def test_what_is_refused_the_second_time_is_asked_once(losing: str) -> None:
+    """Whoever cancels would hear of a conflict, though the job was cancelled."""
+    with Client(losing, None) as client:
+        for expected in (None, 500):
+            with pytest.raises(RequestFailed) as failed:
+                client.act("/v1/jobs/one/cancel")
+            assert failed.value.status == expected
+        assert client.act("/v1/jobs/one/cancel") == {"id": "one"}
+    assert len(_Losing.asked) == 3
+
+
+def test_line_breaks_within_an_event_are_its_own(losing: str) -> None:
+    error = "a\u2028b\u0085c\x0bd\x1ce"
+    data = json.dumps({"state": "failed", "error": error}, ensure_ascii=False)
+    _Losing.said = f"event: state\r\ndata: {data}\r\nid: 1\r\n\r\n".encode()
+    assert error[1] in data
+    with Client(losing, None) as client:
+        event = next(client.events("one"))
+    assert (event.kind, event.data["error"]) == ("state", error)
+
+
 def test_events_go_on_where_the_connection_broke(
     flaky: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
