@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,18 @@ import typer
 import yaml
 
 from cluster.cli import make_app
-from cluster.config.load import load_recipe, parse_serving
+from cluster.config.load import load_recipe, make_recipe, parse_serving
 from cluster.config.recipe import Recipe
 from cluster.config.serving import ServingSettings
 from cluster.config.shipped import find_recipe
+from k8s.machines import Machine
 
 ROOT = Path(__file__).resolve().parent.parent
 K8S = ROOT / "k8s"
 OVERLAYS = ("dev-cpu", "gpu", "gpu-large")
 # Those that a person may add to an overlay; the others are parts of overlays.
 OPTIONAL = ("egress-https", "ingress", "kueue", "monitoring")
-BUILDS = [(overlay, ()) for overlay in OVERLAYS] + [
-    (overlay, OPTIONAL) for overlay in ("dev-cpu", "gpu")
-]
+BUILDS = [(overlay, components) for components in ((), OPTIONAL) for overlay in OVERLAYS]
 Document = dict[str, Any]
 RAY_KINDS = ("RayCluster", "RayJob", "RayService", "RayCronJob")
 # Where each ray.io kind has its cluster, and where that is called a job.
@@ -167,6 +167,33 @@ def recipe_of_job(documents: tuple[Document, ...], overlay: str) -> Recipe:
     return load_recipe(find_recipe(str(source)), given["overrides"], overlays)
 
 
+def nightly_recipe(documents: tuple[Document, ...], overlay: str) -> Recipe:
+    """What the RayCronJob measures, as the recipe that `rayward evaluate` makes of it."""
+    given = arguments(entrypoints(documents)[1])
+    document = {
+        "name": "evaluate",
+        "data": {"path": given["data"]},
+        "model": {"path": given["model"]},
+        "stages": ["evaluation"],
+    }
+    overlays = [mounted(overlay, Path(path)) for path in given["overlays"]]
+    return make_recipe(document, given["overrides"], overlays)
+
+
+def machines_of(document: Document) -> list[Machine]:
+    """The worker groups of a manifest as machines."""
+    return [
+        Machine(
+            role=role,
+            cpus=int(capacity(group)["CPU"]),
+            memory_gib=1,
+            gpus=int(capacity(group)["GPU"]),
+            max_nodes=group["maxReplicas"],
+        )
+        for role, group in groups_by_role(document).items()
+    ]
+
+
 def capacity(group: Document) -> dict[str, float]:
     """What Ray sees of one pod of a worker group."""
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -195,3 +222,35 @@ def ray_pods(document: Document) -> list[Document]:
     cluster = cluster_of(document)
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     return [group["template"]["spec"] for group in groups]
+
+
+def cores(quantity: str) -> float:
+    """A quantity of processors."""
+    return float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)
+
+
+def asked(document: Document) -> Counter[str]:
+    """What all pods of a document ask Kubernetes for, as it begins: cores, GiB and GPUs."""
+    found: Counter[str] = Counter()
+
+    def add(resources: Document, count: int = 1) -> None:
+        requests = resources["requests"]
+        found["cpu"] += count * cores(requests["cpu"])
+        found["memory"] += count * gib(requests["memory"])
+        found["nvidia.com/gpu"] += count * int(requests.get("nvidia.com/gpu", 0))
+
+    if document["kind"] not in RAY_KINDS:
+        for _, pod in pod_templates(document):
+            for container in pod["spec"]["containers"]:
+                add(container["resources"])
+        return found
+    cluster = cluster_of(document)
+    counts = [1, *(group["replicas"] for group in cluster["workerGroupSpecs"])]
+    for pod, count in zip(ray_pods(document), counts, strict=True):
+        add(pod["containers"][0]["resources"], count)
+    if "autoscalerOptions" in cluster:
+        add(cluster["autoscalerOptions"]["resources"])
+    job = document["spec"].get("jobTemplate", document["spec"])
+    if "submitterPodTemplate" in job:
+        add(job["submitterPodTemplate"]["spec"]["containers"][0]["resources"])
+    return found

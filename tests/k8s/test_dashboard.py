@@ -75,7 +75,12 @@ def test_the_dashboard_is_laid_out() -> None:
 
 def test_what_prometheus_reads_is_a_port_of_the_pods() -> None:
     documents = build("dev-cpu", OPTIONAL)
+    guide = (K8S / "README.md").read_text()
+    (release,) = re.findall(r"helm install (\S+) prometheus-community/kube-prometheus-stack", guide)
+    assert len(of_kind(documents, "PodMonitor")) == 2
     for monitor in of_kind(documents, "PodMonitor"):
+        # The chart's Prometheus reads what carries the name of its release, and nothing else.
+        assert monitor["metadata"]["labels"]["release"] == release
         node_type = monitor["spec"]["selector"]["matchLabels"]["ray.io/node-type"]
         asked = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
         for kind in RAY_KINDS:

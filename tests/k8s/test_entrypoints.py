@@ -1,13 +1,12 @@
 """What the RayJob and the RayCronJob run, and whether there is room for it."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import yaml
 
 from actors.roles import role_requests
-from cluster.config.load import make_recipe
+from pipelines.room import moments
 from tests.manifests import (
     K8S,
     OVERLAYS,
@@ -18,7 +17,7 @@ from tests.manifests import (
     find_out,
     gib,
     groups_by_role,
-    mounted,
+    nightly_recipe,
     one,
     recipe_of_job,
     serving,
@@ -65,14 +64,7 @@ def test_the_nightly_measurement_has_its_gate(overlay: str) -> None:
     assert settings.reward.safety is not None
     assert given["model"] == settings.policy.path
     assert given["out"] is None  # every night a new run directory
-    overlays = [mounted(overlay, Path(path)) for path in given["overlays"]]
-    document = {
-        "name": "evaluate",
-        "data": {"path": given["data"]},
-        "model": {"path": given["model"]},
-        "stages": ["evaluation"],
-    }
-    recipe = make_recipe(document, given["overrides"], overlays)
+    recipe = nightly_recipe(documents, overlay)
     run = find_out(entrypoints(documents)[0])
     assert recipe.gates is not None
     assert recipe.gates.previous is not None
@@ -111,6 +103,24 @@ def test_the_pods_that_a_run_starts_with_hold_its_widest_stage(overlay: str) -> 
         assert wanted["GPU"] <= there["GPU"], role
         # GPUs that nobody asks for would stand idle for the whole run.
         assert wanted["GPU"] == there["GPU"] or role == "learner", role
+
+
+def test_the_pods_of_the_night_hold_its_widest_moment(overlay: str) -> None:
+    groups = groups_by_role(one(build(overlay), "RayCronJob"))
+    found = moments(nightly_recipe(build(overlay), overlay))
+    assert found
+    widest: dict[str, Counter[str]] = {role: Counter() for role in groups}
+    for moment in found:
+        asked: dict[str, Counter[str]] = {role: Counter() for role in groups}
+        for request in moment.requests:
+            role, one_process = request.resources.labels["role"], request.resources
+            asked[role]["CPU"] += one_process.cpus * request.processes
+            asked[role]["GPU"] += one_process.gpus * request.processes
+        widest = {role: widest[role] | asked[role] for role in groups}
+    for role, wanted in widest.items():
+        there = {key: n * groups[role]["replicas"] for key, n in capacity(groups[role]).items()}
+        assert 0 < wanted["CPU"] <= there["CPU"], role
+        assert wanted["GPU"] == there["GPU"], role
 
 
 def test_the_pods_of_the_service_hold_its_replicas(overlay: str) -> None:

@@ -117,6 +117,7 @@ def redis_cleanup(part: str) -> Pod:
 OPERATOR = Pod("ray-system", {"app.kubernetes.io/name": "kuberay-operator"})
 PROMETHEUS = Pod("monitoring", {"app.kubernetes.io/name": "prometheus"})
 INGRESS = Pod("traefik", {"app.kubernetes.io/name": "traefik"})
+INGRESS_OF_K3S = Pod("kube-system", INGRESS.labels)
 CLIENT = Pod("team-a", {}, {"rayward-clients": "true"})
 STRANGER = Pod("team-b")
 NEIGHBOUR = Pod("rayward", {"app": "somebody"})
@@ -132,6 +133,7 @@ def everybody() -> dict[str, Pod]:
         "operator": OPERATOR,
         "prometheus": PROMETHEUS,
         "ingress": INGRESS,
+        "ingress of k3s": INGRESS_OF_K3S,
         "client": CLIENT,
         "stranger": STRANGER,
         "neighbour": NEIGHBOUR,
@@ -271,7 +273,7 @@ def allowed_sources(target: str, known: Port, number: int) -> set[str]:
     if "prometheus" in by:
         found |= {"prometheus"}
     if number == 8000 and part == "serve":
-        found |= {"client", "ingress", "operator"}
+        found |= {"client", "ingress", "ingress of k3s", "operator"}
     return found
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.load import load_recipe, make_recipe
+from cluster.config.load import load_recipe
 from cluster.config.recipe import Recipe
 from cluster.config.shipped import find_recipe, shipped_recipes
-from k8s.machines import Machine, load_machines
+from k8s.machines import load_machines
 from k8s.memory import BYTES
 from k8s.packing import place, plan_nodes
 from k8s.render import serving_moment
@@ -19,12 +19,10 @@ from tests.manifests import (
     K8S,
     OVERLAYS,
     Document,
-    arguments,
     build,
-    capacity,
-    entrypoints,
     groups_by_role,
-    mounted,
+    machines_of,
+    nightly_recipe,
     one,
     recipe_of_job,
     serving,
@@ -43,20 +41,6 @@ def overlay(request: pytest.FixtureRequest) -> str:
 
 def topology(overlay: str) -> Path:
     return K8S / "overlays" / overlay / "topology.yaml"
-
-
-def machines_of(document: Document) -> list[Machine]:
-    """The worker groups of a manifest as machines."""
-    return [
-        Machine(
-            role=role,
-            cpus=int(capacity(group)["CPU"]),
-            memory_gib=1,
-            gpus=int(capacity(group)["GPU"]),
-            max_nodes=group["maxReplicas"],
-        )
-        for role, group in groups_by_role(document).items()
-    ]
 
 
 def assert_fits(asked: Sequence[Moment], document: Document) -> None:
@@ -82,17 +66,7 @@ def test_the_groups_of_the_job_hold_its_own_recipe(overlay: str) -> None:
 
 
 def test_the_groups_of_the_night_hold_its_measurement(overlay: str) -> None:
-    given = arguments(entrypoints(build(overlay))[1])
-    recipe = make_recipe(
-        {
-            "name": "evaluate",
-            "data": {"path": given["data"]},
-            "model": {"path": given["model"]},
-            "stages": ["evaluation"],
-        },
-        given["overrides"],
-        [mounted(overlay, Path(path)) for path in given["overlays"]],
-    )
+    recipe = nightly_recipe(build(overlay), overlay)
     assert_fits(moments(recipe), one(build(overlay), "RayCronJob"))
 
 
