@@ -55,13 +55,18 @@ def guard_of(backends: Backends, request: ChatRequest) -> Guard | None:
     return Guard(settings, asked.adversarial)
 
 
+def candidates_of(guard: Guard, request: ChatRequest) -> int:
+    """How many answers are drawn for each that is given."""
+    return 1 if request.is_greedy else guard.settings.best_of
+
+
 async def guarded_choices(
     backends: Backends, guard: Guard, request: ChatRequest, drawn: Sequence[dict[str, Any]]
 ) -> list[ChatChoice]:
     """Score what was drawn, and give the best of each choice's candidates.
 
     Args:
-        drawn: N choices as vLLM made them, `best_of` for each that is given.
+        drawn: N choices as vLLM made them, `candidates_of` for each that is given.
 
     Raises:
         as `score_items`; no answer is given without its scores.
@@ -78,7 +83,7 @@ async def guarded_choices(
         for made in drawn
     ]
     scored = await score_items(backends, items, list(backends.reward))
-    candidates = guard.settings.best_of
+    candidates = candidates_of(guard, request)
     choices = []
     for index in range(len(drawn) // candidates):
         group = range(index * candidates, (index + 1) * candidates)

@@ -209,7 +209,8 @@ def chat_events(answer: ChatAnswer, with_usage: bool) -> Iterator[str]:
     envelope["object"] = "chat.completion.chunk"
     for choice in answer.choices:
         whole = choice.model_dump(mode="json")
-        yield _event(envelope, [{**whole, "delta": whole.pop("message"), "finish_reason": None}])
+        delta = whole.pop("message")
+        yield _event(envelope, [{**whole, "delta": delta, "finish_reason": None}])
         end = {"index": choice.index, "delta": {}, "finish_reason": choice.finish_reason}
         yield _event(envelope, [end])
     if with_usage:

@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from services.access import needs
 from services.backends import Backends
 from services.errors import ApiError, documented, unavailable
-from services.guard import Guard, guard_of, guarded_choices
+from services.guard import Guard, candidates_of, guard_of, guarded_choices
 from services.policy_answers import (
     DONE,
     ChatAnswer,
@@ -54,7 +54,7 @@ def policy_routes(backends: Backends) -> APIRouter:
         """Answer a conversation."""
         body.require_served()
         guard = guard_of(backends, body)
-        draws = body.choices * (guard.settings.best_of if guard else 1)
+        draws = body.choices * (candidates_of(guard, body) if guard else 1)
         require_room("n", draws, policy.max_choices)
         asked = body.for_engine(draws)
         if body.stream and guard is None:

@@ -13,6 +13,7 @@ POLICY = "policy"
 """The model id of the policy."""
 MAX_LOGPROBS = 20
 _MAX_TOKENS = 2**31 - 1
+_GREEDY = 1e-5  # vLLM's: below, the most likely token is taken
 _MAX_SEED = 2**62 - 1  # the seeds of further choices follow it, and must fit into 64 bits, too
 
 Text = Annotated[str, Field(max_length=2**24)]
@@ -66,7 +67,8 @@ class GuardRequest(_Request):
     """More than the service's own guard, never less."""
 
     best_of: int | None = Field(default=None, ge=1, le=1024)
-    """Answers drawn for each that is given; the best by the service's reward mix is."""
+    """Answers drawn for each that is given; the best by the service's reward mix is. At temperature
+    0 one is drawn, because all are the same."""
     safety_floor: float | None = Field(default=None, gt=0, lt=1)
     """Answers whose probability of being safe is below this are not given."""
     refusal: str | None = Field(default=None, min_length=1, max_length=4096)
@@ -81,7 +83,7 @@ class SamplingRequest(_Request):
     model: Annotated[str, Field(max_length=256, json_schema_extra={"enum": [POLICY]})]
     """`policy`."""
     temperature: float | None = Field(default=None, ge=0, le=2)
-    """1 by default; 0 takes the most likely token."""
+    """1 by default; 0 takes the most likely token, so that answers are the same and `n` is 1."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Nucleus sampling; 1 by default."""
     n: int | None = Field(default=None, ge=1, le=1024)
@@ -110,6 +112,11 @@ class SamplingRequest(_Request):
         return self.n or 1
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken, so that one answer is all there is to draw."""
+        return self.temperature is not None and self.temperature < _GREEDY
+
+    @property
     def with_usage(self) -> bool:
         """Whether a stream ends with what it cost."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -125,6 +132,8 @@ class SamplingRequest(_Request):
             raise ApiError(404, message, "model", "model_not_found")
         if self.stream_options is not None and not self.stream:
             raise refusal("stream_options", "only with stream: true")
+        if self.is_greedy and self.choices > 1:
+            raise refusal("n", "1 at temperature 0, where all answers are the same")
 
     def sampling(self, draws: int) -> dict[str, Any]:
         """The request as vLLM reads it, without what is answered.

@@ -163,6 +163,26 @@ def test_each_choice_is_the_best_of_candidates_of_its_own() -> None:
     assert service.policy.asked[0]["seed"] == 5
 
 
+@pytest.mark.parametrize("temperature", [0, 9e-6])
+def test_at_temperature_zero_the_one_answer_there_is_is_drawn_and_held_to_the_floor(
+    temperature: float,
+) -> None:
+    """vLLM refuses to draw it more than once."""
+    service = Service({"best_of": 4, "safety_floor": 0.04})
+    (choice,) = service.chat(temperature=temperature)
+    assert service.policy.asked[0]["n"] == 1
+    assert choice["message"]["content"] == "answer 0"
+    assert choice["rayward"]["candidates"] == 1
+    (refused,) = service.chat(temperature=temperature, guard={"safety_floor": 0.5})
+    assert refused["finish_reason"] == "content_filter"
+    assert refused["rayward"]["candidates"] == 1
+    status, field, message = service.error(temperature=temperature, n=2)
+    assert (status, field) == (400, "n")
+    assert "temperature 0" in message
+    (warm,) = service.chat(temperature=1e-5)
+    assert warm["rayward"]["candidates"] == 4
+
+
 def test_of_the_answers_that_reach_the_floor_the_best_is_given() -> None:
     """A logit of 1.1; only answer 1 is above, and the mix likes answer 2 better."""
     (choice,) = Service({"best_of": 4, "safety_floor": 0.75}).chat()
@@ -270,6 +290,8 @@ def test_a_guarded_answer_is_streamed_once_it_is_chosen() -> None:
     whole, end, usage = map(json.loads, lines[:-1])
     (choice,) = whole["choices"]
     assert choice["delta"] == {"role": "assistant", "content": "answer 1"}
+    # As OpenAI's, with the guard's report beside.
+    assert choice.keys() == {"index", "delta", "logprobs", "finish_reason", "rayward"}
     assert choice["finish_reason"] is None
     assert choice["rayward"]["safety"]["logit"] == 2.0
     assert end["choices"][0]["finish_reason"] == "stop"
@@ -310,6 +332,11 @@ def test_a_served_guard_gives_the_best_of_what_it_says_it_draws(served: Served) 
         safe = client.post(CHAT, json={**body, "guard": {"best_of": 4, "safety_floor": between}})
         (choice,) = safe.json()["choices"]
         assert choice["rayward"]["safety"]["probability"] == pytest.approx(safest[-1], abs=1e-5)
+        # All that are drawn at temperature 0 would be the same.
+        cold = client.post(CHAT, json={**body, "temperature": 0, "guard": {"best_of": 4}}).json()
+        plain = client.post(CHAT, json={**body, "temperature": 0}).json()
+        assert cold["choices"][0]["message"] == plain["choices"][0]["message"]
+        assert cold["choices"][0]["rayward"]["candidates"] == 1
         above = (safest[-1] + 1) / 2
         none = client.post(CHAT, json={**body, "guard": {"best_of": 4, "safety_floor": above}})
         (choice,) = none.json()["choices"]

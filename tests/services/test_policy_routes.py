@@ -309,6 +309,15 @@ def test_odd_text_is_answered(plain: httpx.Client, content: str) -> None:
     assert plain.post(CHAT, json={**asked, "max_tokens": 1}).status_code == 200
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_at_temperature_zero_there_is_one_answer(plain: httpx.Client, path: str) -> None:
+    asked = {"messages": ASKED} if path == CHAT else {"prompt": "Once"}
+    asked = {"model": "policy", **asked, "temperature": 0, "max_tokens": 1}
+    assert plain.post(path, json={**asked, "n": 1}).status_code == 200
+    answer = plain.post(path, json={**asked, "n": 2})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+
+
 def test_a_wrong_request_for_a_stream_is_no_stream(plain: httpx.Client) -> None:
     long = [{"role": "user", "content": "a" * 600}]
     answer = plain.post(CHAT, json={"model": "policy", "messages": long, "stream": True})
