@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -185,7 +186,7 @@ def create_key(
     if requests_per_minute is not None and requests_per_minute < 1:
         raise InputError("--requests-per-minute", requests_per_minute, "at least 1")
     secret = secrets.token_urlsafe(_SECRET_BYTES)
-    with _locked(path):
+    with _locked(path) as path:
         keys = read_keys(path) if path.exists() else ()
         taken = {key.id for key in keys}
         key_id = secrets.token_hex(_ID_BYTES)
@@ -219,7 +220,7 @@ def revoke_key(path: Path, key_id: str) -> Key:
     whole = _KEY.fullmatch(key_id)
     key_id = whole[1] if whole else key_id
     read_keys(path)  # a file that is not there is no reason to make a lock
-    with _locked(path):
+    with _locked(path) as path:
         keys = {key.id: key for key in read_keys(path)}
         if key_id not in keys:
             raise InputError("ID", key_id, "the id of a key, as `rayward keys list` shows it")
@@ -268,25 +269,51 @@ def _now() -> datetime:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone with the file until the block ends. The lock is a file beside it, because the file
-    itself is replaced."""
+def _locked(path: Path) -> Iterator[Path]:
+    """Alone with the file until the block ends; the file, behind all links that lead to it.
+
+    The lock is a file beside it, because the file itself is replaced.
+    """
     try:
+        # What is replaced must be the file that services read, not a link to it.
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
-    except OSError as error:
-        raise InputError("--file", str(path), f"a place to write to ({error.strerror})") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
+        reason = getattr(error, "strerror", error)
+        raise InputError("--file", str(path), f"a place to write to ({reason})") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        if path.exists():
+            _leave_to_owner_of(path, lock)
+        yield path
     finally:
         os.close(lock)
 
 
 def _write(path: Path, keys: tuple[Key, ...]) -> None:
+    """Put keys in place of a file's. It stays with whom it belonged to: the service's own user."""
     before = os.umask(_OWNER_ONLY)
+    staged = path.with_name(f".{path.name}.new")
     try:
         text = _KeyFile(keys=keys).model_dump_json(indent=1)
-        atomic.write_bytes(str(path), text.encode() + b"\n")
+        atomic.write_bytes(str(staged), text.encode() + b"\n")
+        if path.exists():
+            _leave_to_owner_of(path, staged)
+            staged.chmod(stat.S_IMODE(path.stat().st_mode))
+        staged.replace(path)
+        atomic.sync(path.parent)
     finally:
+        staged.unlink(missing_ok=True)
         os.umask(before)
+
+
+def _leave_to_owner_of(path: Path, made: Path | int) -> None:
+    """Give a file that was made to whom another belongs."""
+    owner, own = path.stat(), os.stat(made)
+    if (own.st_uid, own.st_gid) == (owner.st_uid, owner.st_gid):
+        return
+    try:
+        os.chown(made, owner.st_uid, owner.st_gid)
+    except PermissionError as error:
+        raise InputError("--file", str(path), "a file of the user who changes it") from error

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -183,6 +184,55 @@ def test_a_mounted_kubernetes_secret(tmp_path: Path) -> None:
     (mount / "..new").rename(mount / "..data")
     assert ring.find(token) is None
     assert [entry.name for entry in (mount / "first").iterdir()] == ["keys.json"]
+
+
+def test_a_key_is_made_and_revoked_in_the_file_that_a_link_leads_to(tmp_path: Path) -> None:
+    """A link that was replaced would leave the key as it is in the file that a service reads."""
+    (tmp_path / "etc").mkdir()
+    real, link = tmp_path / "etc" / "keys.json", tmp_path / "keys.json"
+    link.symlink_to(real)
+    _, first = create_key(link, ["score"])
+    ring = KeyRing(real)
+    key, token = create_key(link, ["score"])
+    assert ring.find(token) == key
+    revoke_key(link, token)
+    assert ring.find(token) is None
+    assert ring.find(first) is not None
+    assert link.is_symlink()
+    # Whoever comes by the link and whoever comes by the file wait for the same lock.
+    assert sorted(path.name for path in (tmp_path / "etc").iterdir()) == [
+        ".keys.json.lock",
+        "keys.json",
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "etc"] == ["keys.json"]
+
+
+def test_links_that_go_round_in_a_circle_are_no_place_to_write_to(tmp_path: Path) -> None:
+    link = tmp_path / "keys.json"
+    link.symlink_to(link)
+    with pytest.raises(InputError, match="--file"):
+        create_key(link, ["score"])
+
+
+def test_a_file_that_others_may_read_stays_so(file: Path) -> None:
+    create_key(file, ["score"])
+    file.chmod(0o640)
+    key, _ = create_key(file, ["score"])
+    assert file.stat().st_mode & 0o777 == 0o640
+    revoke_key(file, key.id)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_root_leaves_a_file_to_its_owner(file: Path) -> None:
+    """Else a service of another user could no longer read it, nor its owner change it."""
+    create_key(file, ["score"])
+    os.chown(file, 4711, 4712)
+    key, _ = create_key(file, ["score"])
+    revoke_key(file, key.id)
+    for path in (file, file.with_name(f".{file.name}.lock")):
+        assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_keys_that_are_made_at_once_are_all_kept(file: Path) -> None:
