@@ -70,8 +70,10 @@ def _reward_models(run: RunDirectory, recipe: Recipe) -> dict[Axis, str]:
 
 
 def _model(path: str, recipe: Recipe, axis: Axis) -> dict[str, Any]:
+    """What bears on a model's scores, as it was in training; where and how fast is for here."""
     role = getattr(recipe.ppo, axis)
-    return {"path": path, "precision": role.precision, "chat_template": role.chat_template}
+    kept = {"precision", "chat_template", "max_tokens_per_microbatch"}
+    return {**role.model_dump(include=kept), "path": path}
 
 
 def _mix(run: RunDirectory, recipe: Recipe) -> MixSettings:

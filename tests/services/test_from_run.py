@@ -45,6 +45,20 @@ def test_the_policy_that_passed_the_gates_goes_before_the_last(tmp_path: Path) -
     assert serving_of_run(run.root)["policy"]["path"] == str(run.model_dir("sft"))
 
 
+def test_reward_models_score_in_the_passes_of_training(tmp_path: Path) -> None:
+    """A fixed pass has as many rows as that limit has room for, and rows may change last bits."""
+    ppo = {"safety": {"max_tokens_per_microbatch": 512, "precision": "bfloat16"}}
+    run = make_run(tmp_path / "one", ["sft", "reward_safety", "reward_helpfulness"], ppo=ppo)
+    settings = parse_serving(serving_of_run(run.root))
+    assert settings.reward is not None
+    assert settings.reward.safety is not None
+    assert settings.reward.helpfulness is not None
+    assert settings.reward.safety.max_tokens_per_microbatch == 512
+    assert settings.reward.safety.precision == "bfloat16"
+    own = run.recipe().ppo.helpfulness.max_tokens_per_microbatch
+    assert settings.reward.helpfulness.max_tokens_per_microbatch == own
+
+
 def test_a_run_without_reward_models_serves_its_policy_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", ["sft"], stages=["sft"])
     assert "reward" not in serving_of_run(run.root)
