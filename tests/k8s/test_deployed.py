@@ -35,8 +35,7 @@ SMALL: dict[str, Any] = {
         }
     },
     "model": {"make": {"hidden_size": 64, "heads": 2, "layers": 2, "vocab_size": 1024}},
-    "stages": ["sft", "reward_safety", "reward_helpfulness", "context_distillation"],
-    "sft": {"max_steps": 10},
+    "stages": ["reward_safety", "reward_helpfulness", "context_distillation"],
     "reward_safety": {"max_steps": 10},
     "reward_helpfulness": {"max_steps": 10},
     "context_distillation": {"prompts": 21, "fit": {"max_steps": 4}},

@@ -38,7 +38,7 @@ RECIPE: dict[str, Any] = {
     "ppo": {
         "safety": {"path": "models/safety"},
         "helpfulness": {"path": "models/helpfulness"},
-        "steps": 60,
+        "steps": 30,
         "batch_size": 16,
         "minibatch_size": 16,
         "sampling": {"max_prompt_tokens": 300, "max_response_tokens": 8},
