@@ -1,6 +1,6 @@
 """Reward functions for trainers that call a function: TRL and verl.
 
-    reward = trl_reward("http://localhost:8000", model="combined")
+    reward = trl_reward("http://localhost:8000", end_ids=[tokenizer.eos_token_id])
     trainer = GRPOTrainer(..., reward_funcs=reward)
 
 verl takes a function by its file's path and name; a file of one line makes it:
@@ -13,7 +13,7 @@ A score that could not be had raises. It never becomes a number.
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import httpx
@@ -29,7 +29,10 @@ VerlScore = Callable[..., Awaitable[float]]
 KEY_VARIABLE = "RAYWARD_API_KEY"
 _ITEMS_AT_ONCE = 64
 _PAUSE_S = 1.0
-_ADVERSARIAL = "adversarial"
+_ADVERSARIAL, _ENDED = "adversarial", "ended"
+# What passes: the rate, a full service, one that restarts. HAProxy says 500 where the gateway is
+# gone, in place of 502, 503 and 504. Scoring twice does no harm.
+_RETRIED = (429, 500, 502, 503, 504)
 
 
 class RewardClient:
@@ -89,7 +92,7 @@ class RewardClient:
                 if answer.status_code == 200:
                     return [self._reward(result) for result in answer.json()["results"]]
                 reason = f"{answer.status_code} {answer.text[:500]}"
-                if answer.status_code not in (429, 503):
+                if answer.status_code not in _RETRIED:
                     break
                 wait_s = _pause_s(answer)
             await asyncio.sleep(min(wait_s, max(0.0, ends - time.monotonic())))
@@ -108,29 +111,32 @@ def trl_reward(
     key: str | None = None,
     model: RewardChoice = "combined",
     timeout_s: float = 600.0,
+    end_ids: Collection[int] = (),
 ) -> TrlReward:
     """An asynchronous reward function for TRL's trainers.
 
-    It takes prompts and completions as texts or as lists of messages. Of a data set's columns it
-    reads `adversarial`, if there is one: the prompts' tags.
+    It takes prompts and completions as texts or as lists of messages. Of the columns that a trainer
+    passes on it reads `adversarial`, the prompts' tags, and `ended`, whether each completion came
+    to its end; both may be missing.
 
     Args:
         url, key, model, timeout_s: as for `RewardClient`.
+        end_ids: the policy's end tokens. With them a completion has ended if the last of its
+            `completion_ids` is one; the text alone does not tell. Without them, and without a
+            column `ended`, each is scored as one that has.
     """
     client = RewardClient(url, key, model, timeout_s)
 
     async def rayward_reward(
         prompts: Sequence[_Spoken], completions: Sequence[_Spoken], **columns: object
     ) -> list[float]:
-        tags = columns.get(_ADVERSARIAL)
-        if not isinstance(tags, Sequence):
-            tags = [False] * len(prompts)
-        return await client.rewards(
-            [
-                {**_conversation(prompt, completion), _ADVERSARIAL: bool(tag)}
-                for prompt, completion, tag in zip(prompts, completions, tags, strict=True)
-            ]
-        )
+        count = len(prompts)
+        tags = _flags(columns, _ADVERSARIAL, count, default=False)
+        ended = _flags(columns, _ENDED, count, default=True)
+        if end_ids and columns.get(_ENDED) is None:
+            ended = _ended(columns, end_ids, count)
+        spoken = zip(prompts, completions, tags, ended, strict=True)
+        return await client.rewards([_item(*one) for one in spoken])
 
     return rayward_reward
 
@@ -144,7 +150,8 @@ def verl_compute_score(
     """An asynchronous `compute_score` for verl's custom reward function.
 
     verl gives the answer alone: the prompt must be in the data's `extra_info`, as `prompt` or
-    `question`, a text or a list of messages; `adversarial` there is its tag.
+    `question`, a text or a list of messages. `adversarial` there is its tag, and `ended` says
+    whether the answer came to its end, as it is taken to have if there is no such word.
 
     Args:
         url, key, model, timeout_s: as for `RewardClient`.
@@ -162,10 +169,50 @@ def verl_compute_score(
         prompt = next((info[name] for name in ("prompt", "question") if name in info), None)
         if prompt is None:
             raise InputError("extra_info", sorted(info), "a prompt, or a question, among them")
-        item = _conversation(prompt, solution_str)
-        return (await client.rewards([{**item, _ADVERSARIAL: bool(info.get(_ADVERSARIAL))}]))[0]
+        tag = _flag(_ADVERSARIAL, info.get(_ADVERSARIAL), default=False)
+        ended = _flag(_ENDED, info.get(_ENDED), default=True)
+        return (await client.rewards([_item(prompt, solution_str, tag, ended)]))[0]
 
     return compute_score
+
+
+def _column(columns: Mapping[str, object], name: str, count: int) -> list[Any]:
+    """A column's values: a list, or an array or tensor of any kind.
+
+    Raises:
+        InputError: names the column; it is none, or has not as many values.
+    """
+    column = columns.get(name)
+    if isinstance(column, str) or not isinstance(column, Iterable):
+        raise InputError(name, type(column).__name__, f"{count} values, one for each prompt")
+    values = list(column)
+    if len(values) != count:
+        raise InputError(name, f"{len(values)} values", f"{count}, one for each prompt")
+    return values
+
+
+def _flags(columns: Mapping[str, object], name: str, count: int, default: bool) -> list[bool]:
+    if columns.get(name) is None:
+        return [default] * count
+    return [_flag(name, value, default) for value in _column(columns, name, count)]
+
+
+def _flag(name: str, value: Any, default: bool) -> bool:  # noqa: ANN401
+    """A value that is true or false in whatever way a data set writes it, but as a text."""
+    if isinstance(value, str):
+        raise InputError(name, value[:100], "true or false, not a text")
+    return default if value is None else bool(value)
+
+
+def _ended(columns: Mapping[str, object], end_ids: Collection[int], count: int) -> list[bool]:
+    """Which completions' ids end with an end token."""
+    completions = _column(columns, "completion_ids", count)
+    return [len(ids) > 0 and int(ids[-1]) in end_ids for ids in completions]
+
+
+def _item(prompt: _Spoken, completion: _Spoken, tag: bool, ended: bool) -> dict[str, Any]:
+    """What `POST /v1/score` takes."""
+    return {**_conversation(prompt, completion), _ADVERSARIAL: tag, _ENDED: ended}
 
 
 def _conversation(prompt: _Spoken, completion: _Spoken) -> dict[str, Any]:

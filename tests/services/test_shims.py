@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.errors import InputError, UnscoredError
 from services.reward_shims import KEY_VARIABLE, trl_reward, verl_compute_score
@@ -38,7 +39,7 @@ def test_trl_rewards_texts_and_messages(served: Served) -> None:
     reward = trl_reward(served.url, served.key("score"))
     assert inspect.iscoroutinefunction(reward)
     assert isinstance(reward.__name__, str)
-    own = {"completion_ids": [[1], [2]], "trainer_state": None, "log_metric": None}
+    own = {"completion_ids": [[1, 9], [2, 9]], "trainer_state": None, "log_metric": None}
     expected = [one["reward"] for one in rewards(served, item("me."), item("them"))]
     texts = asyncio.run(reward(prompts=["who?"] * 2, completions=["me.", "them"], **own))
     assert texts == pytest.approx(expected, abs=1e-6)
@@ -51,6 +52,13 @@ def test_trl_rewards_texts_and_messages(served: Served) -> None:
     [by_safety] = rewards(served, item("me.", adversarial=True))
     assert by_safety["decided_by"] == "safety"
     assert tagged == pytest.approx([by_safety["reward"]], abs=1e-6)
+    told = trl_reward(served.url, served.key("score"), end_ids=[9])
+    own["completion_ids"] = [[1, 9], [2, 2]]
+    [ended] = rewards(served, item("me."))
+    [cut] = rewards(served, item("them", ended=False))
+    assert cut["reward"] != expected[1]
+    found = asyncio.run(told(prompts=["who?"] * 2, completions=["me.", "them"], **own))
+    assert found == pytest.approx([ended["reward"], cut["reward"]], abs=1e-6)
 
 
 def test_more_than_fit_one_request_are_asked_for_in_order(served: Served) -> None:
@@ -95,22 +103,27 @@ def test_a_key_that_is_not_good_enough_raises_at_once(served: Served) -> None:
 
 
 class _Busy(BaseHTTPRequestHandler):
-    """Answers 503 so many times, then 200."""
+    """Answers 503 or another status so many times, then 200."""
 
     left = 0
     asked = 0
+    status = 503
+    items: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
         type(self).asked += 1
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["items"]
         if type(self).left:
             type(self).left -= 1
-            self.send_response(503)
-            self.send_header("Retry-After", "1")
+            self.send_response(self.status)
+            if self.status == 503:
+                self.send_header("Retry-After", "1")
             body = b"{}"
         else:
+            self.items.extend(asked)
             self.send_response(200)
-            body = json.dumps({"results": [{"reward": 0.5, "scores": {}}]}).encode()
+            results = [{"reward": 0.5, "scores": {"safety": {"logit": 0.5}}}] * len(asked)
+            body = json.dumps({"results": results}).encode()
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -122,6 +135,8 @@ class _Busy(BaseHTTPRequestHandler):
 @pytest.fixture
 def busy() -> Iterator[str]:
     _Busy.left = _Busy.asked = 0
+    _Busy.status = 503
+    _Busy.items.clear()
     server = HTTPServer(("127.0.0.1", 0), _Busy)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -129,8 +144,10 @@ def busy() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_busy_service_is_asked_again_when_it_says(busy: str) -> None:
-    _Busy.left = 2
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_service_that_is_busy_or_away_is_asked_again(busy: str, status: int) -> None:
+    """500 is what HAProxy says while no gateway stands behind it."""
+    _Busy.left, _Busy.status = 2, status
     start = time.monotonic()
     assert asyncio.run(trl_reward(busy)(prompts=["a"], completions=["b"])) == [0.5]
     assert _Busy.asked == 3
@@ -146,6 +163,68 @@ def test_an_outage_raises_in_time_and_is_no_number(busy: str) -> None:
     nobody = trl_reward("http://127.0.0.1:9", timeout_s=1.5)
     with pytest.raises(UnscoredError, match="ConnectError"):
         asyncio.run(nobody(prompts=["a"], completions=["b"]))
+
+
+def test_what_will_not_pass_is_not_asked_again(busy: str) -> None:
+    _Busy.left, _Busy.status = 1, 422
+    with pytest.raises(UnscoredError, match="422"):
+        asyncio.run(trl_reward(busy)(prompts=["a"], completions=["b"]))
+    assert _Busy.asked == 1
+
+
+def asked_with(busy: str, end_ids: list[int] | None = None, **columns: object) -> list[Any]:
+    """The tags and the ends that a service is told of two completions."""
+    _Busy.items.clear()
+    reward = trl_reward(busy, end_ids=end_ids or ())
+    assert asyncio.run(reward(prompts=["a", "b"], completions=["c", "d"], **columns)) == [0.5, 0.5]
+    return [(one["adversarial"], one["ended"]) for one in _Busy.items]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, iter])
+def test_columns_of_any_kind_are_read(busy: str, kind: Any) -> None:  # noqa: ANN401
+    assert asked_with(busy, adversarial=kind([True, False])) == [(True, True), (False, True)]
+    assert asked_with(busy, ended=kind([False, True])) == [(False, False), (False, True)]
+
+
+def test_columns_that_are_none_are_no_tags(busy: str) -> None:
+    assert asked_with(busy, adversarial=None) == [(False, True)] * 2
+    assert asked_with(busy, adversarial=[None, True]) == [(False, True), (True, True)]
+    for wrong in ([True], np.array([True] * 3), True, 1.0, "no", ["true", "false"]):
+        with pytest.raises(InputError) as caught:
+            asked_with(busy, adversarial=wrong)
+        assert caught.value.field == "adversarial"
+    with pytest.raises(TypeError):
+        asked_with(busy, adversarial=np.array(True))
+
+
+def test_completions_without_an_end_token_are_scored_as_cut(busy: str) -> None:
+    """As TRL's GRPO trainer tells them: the ids of each, with its end token if it came to one."""
+    ids = [[5, 6, 2], torch.tensor([5, 6])]
+    assert asked_with(busy, [1, 2], completion_ids=ids) == [(False, True), (False, False)]
+    assert asked_with(busy, [1, 2], completion_ids=[[], [1]]) == [(False, False), (False, True)]
+    # What the data says goes before, and without end tokens nothing is known.
+    told = asked_with(busy, [1, 2], completion_ids=ids, ended=[False, True])
+    assert told == [(False, False), (False, True)]
+    assert asked_with(busy, completion_ids=ids) == [(False, True)] * 2
+    for wrong in ({}, {"completion_ids": ids[:1]}):
+        with pytest.raises(InputError, match="completion_ids"):
+            asked_with(busy, [1, 2], **wrong)
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({}, (False, True)),
+        ({"ended": np.bool_(False)}, (False, False)),
+        ({"ended": None, "adversarial": 1}, (True, True)),
+    ],
+)
+def test_verl_says_whether_an_answer_ended(
+    busy: str, info: dict[str, Any], expected: tuple[bool, bool]
+) -> None:
+    score = verl_compute_score(busy, model="safety")
+    asyncio.run(score("d", "me.", "42", {"prompt": "who?", **info}))
+    assert [(one["adversarial"], one["ended"]) for one in _Busy.items] == [expected]
 
 
 def test_trainers_import_the_shims_without_ray_and_torch() -> None:
