@@ -12,6 +12,7 @@ from cluster.config.load import read_mapping, resolve_recipe, resolve_serving
 from cluster.config.shipped import find_recipe
 from cluster.errors import InputError
 from cluster.options import Overlays, Overrides
+from k8s.step_time import ETHERNET_GBIT
 
 app = typer.Typer(no_args_is_help=True)
 k8s_app = typer.Typer(
@@ -22,6 +23,7 @@ app.add_typer(k8s_app, name="k8s")
 _SERVES = {"http", "keys", "reward", "policy", "jobs"}
 # KubeRay makes the names of pods and services out of a job's or a service's.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PORT = 8000
 
 
@@ -41,11 +43,21 @@ def render(
         typer.Option(help="Default: a service for a serving document, else a job."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Default: the recipe's, or rayward.")] = None,
-    image: Annotated[str | None, typer.Option(help="Default: the one of k8s/base.")] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Default: the one of k8s/base; with GPUs its tag ends in -cuda."),
+    ] = None,
     namespace: Annotated[str, typer.Option(help="Where everything goes.")] = "rayward",
-    node_cpus: Annotated[int, typer.Option(min=1, help="CPUs of every worker node.")] = 8,
-    node_memory_gib: Annotated[int, typer.Option(min=1, help="Its memory.")] = 32,
-    node_gpus: Annotated[int, typer.Option(min=0, help="Its GPUs.")] = 0,
+    node_cpus: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="CPUs that a pod may have of every worker node: of its allocatable ones, what "
+            "daemons leave.",
+        ),
+    ] = 8,
+    node_memory_gib: Annotated[int, typer.Option(min=1, help="Memory, likewise.")] = 32,
+    node_gpus: Annotated[int, typer.Option(min=0, help="GPUs of every worker node.")] = 0,
     machines: Annotated[
         Path | None,
         typer.Option(help="YAML: worker groups of different nodes, in place of --node-..."),
@@ -77,7 +89,14 @@ def render(
         if machines is None
         else load_machines(machines)
     )
-    target = Target(_named(name or ("rayward" if is_service else recipe.name)), namespace, image)
+    called = name or ("rayward" if is_service else recipe.name)
+    if not _NAME.fullmatch(called):
+        expected = "at most 47 lower-case letters, digits and hyphens, the first one a letter"
+        raise InputError("--name", called, expected)
+    if not _NAMESPACE.fullmatch(namespace):
+        expected = "at most 63 lower-case letters, digits and hyphens, none of these at an end"
+        raise InputError("--namespace", namespace, expected)
+    target = Target(called, namespace, image)
     if is_service:
         written = render_service(merged, served, groups, target)
     else:
@@ -112,12 +131,27 @@ def sizing(
             "may be repeated.",
         ),
     ] = None,
-    gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU, in GiB.")] = 80.0,
+    gpu_memory_gib: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Memory of a GPU, in GiB; default: that of the GPUs which the default topology is "
+            "for, 80 or 167; 80 for a recipe of yours.",
+        ),
+    ] = None,
+    network_gbit: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            help="Network of a node of 8 GPUs to the others, in Gbit/s. Pods have TCP by Ethernet; "
+            "with RDMA it is up to 1600.",
+        ),
+    ] = ETHERNET_GBIT,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What a recipe takes with models of several sizes: memory, GPUs, nodes, where time goes."""
     from k8s.shapes import LLAMA_2, read_shape
-    from k8s.sizing import default_recipe, size
+    from k8s.sizing import GPU_MEMORY_GIB, default_gpu_memory_gib, default_recipe, size
     from k8s.sizing_table import to_document, write_tables
 
     shapes = [read_shape(model) for model in models] if models else list(LLAMA_2.values())
@@ -125,18 +159,13 @@ def sizing(
     for shape in shapes:
         if recipe is None:
             resolved = default_recipe(shape, overrides, overlays)
+            memory = default_gpu_memory_gib(shape)
         else:
             resolved = resolve_recipe(find_recipe(recipe), overrides, overlays)
-        found.append(size(resolved, shape, gpu_memory_gib))
+            memory = GPU_MEMORY_GIB["gpu"]
+        found.append(size(resolved, shape, gpu_memory_gib or memory, network_gbit))
     if as_json:
         documents: list[dict[str, Any]] = [to_document(one) for one in found]
         print(json.dumps(documents, indent=1))
     else:
         write_tables(found)
-
-
-def _named(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        expected = "at most 47 lower-case letters, digits and hyphens, the first one a letter"
-        raise InputError("--name", name, expected)
-    return name

@@ -24,12 +24,14 @@ class Machine(Settings):
     role: str = Field(pattern=_NAME)
     """The group's name, which its nodes carry as the label `role`."""
     cpus: int = Field(ge=1)
-    """CPUs of a node, as Ray counts them."""
+    """CPUs of a node, as Ray counts them, and as a pod asks Kubernetes for them unless `cores` says
+    otherwise: what is allocatable to a pod, less than the machine has, of which system and daemons
+    keep a part."""
     cores: int | None = Field(default=None, ge=1)
     """Cores that a pod asks Kubernetes for; null: one for each CPU. Roles take turns, so that
     fewer may do."""
     memory_gib: int = Field(ge=1)
-    """Memory of a node, in GiB."""
+    """Memory of a node, in GiB; again what is allocatable to a pod."""
     gpus: int = Field(default=0, ge=0)
     """GPUs of a node."""
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)

@@ -19,7 +19,18 @@ activations  what a layer keeps for its backward pass, counted as in Korthikanti
 logits       vocabulary, for each token that is learned or scored: in the weights' dtype, in
              float32 (4) and as logprobs (4); in training their gradient too (4)
 KV cache     2 layers k bytes of the dtype per token: keys and values; over the GPUs of an engine
+gathered     ZeRO-3: whole weights of the layers at work, of at most 1e9 parameters
+             (stage3_max_live_parameters), and of 5e7 that are fetched ahead
+             (stage3_prefetch_bucket_size)
+buckets      ZeRO: gradients on their way, of at most 5e8 parameters (reduce_bucket_size), in the
+             weights' dtype; in bfloat16 a float32 copy besides, which is added up
+stepping     AdamW's square roots, 4 T over N; with ZeRO float32 gradients too, 4 T over N. ZeRO-3
+             goes by groups of at most 1e9 (sub_group_size). Activations are gone by then
+context      2 GiB of each GPU for what no tensor is: CUDA's context and kernels, and the buffers of
+             cuBLAS and NCCL. An estimate: it depends on driver, GPU and group sizes
 loading      the whole weights, which a rank has on its GPU before ZeRO-3 splits them
+
+The limits are DeepSpeed's defaults, which `actors.zero` leaves as they are.
 """
 
 from dataclasses import dataclass
@@ -28,6 +39,11 @@ from cluster.config.roles import DeepSpeedSettings, LoRASettings, Precision
 from k8s.shapes import Shape
 
 BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
+CONTEXT = 2.0 * 2**30
+"""Of each GPU, in bytes."""
+_LIVE = 1e9 + 5e7
+_BUCKET = 5e8
+_SUB_GROUP = 1e9
 
 
 @dataclass(frozen=True)
@@ -40,14 +56,20 @@ class Memory:
     activations: float = 0.0
     kv_cache: float = 0.0
     logits: float = 0.0
+    gathered: float = 0.0
+    buckets: float = 0.0
+    stepping: float = 0.0
+    """Needed when activations are gone."""
+    context: float = 0.0
     loading: float = 0.0
     """Needed for a moment, before the others are."""
 
     @property
     def total(self) -> float:
         """The most that is needed at a time."""
-        kept = self.weights + self.gradients + self.optimizer
-        return max(self.loading, kept + self.activations + self.kv_cache + self.logits)
+        kept = self.weights + self.gradients + self.optimizer + self.buckets
+        passing = self.activations + self.kv_cache + self.logits + self.gathered
+        return self.context + max(self.loading, kept + max(passing, self.stepping))
 
 
 def trained(
@@ -79,12 +101,20 @@ def trained(
 
     layer = layer_elements(shape)
     kept = shape.layers * shape.hidden + layer if checkpointing else shape.layers * layer
+    # Each number that the optimizer changes takes so many bytes while it does: of ZeRO's own
+    # gradients in float32, and of square roots.
+    changed = 8 if stage else 4
+    at_once = split(1, learned) if stage < 3 else min(split(1, learned), _SUB_GROUP)
     return Memory(
         weights=split(3, width * parameters),
         gradients=split(2, (6 if bfloat16 else 4) * learned),
         optimizer=split(1, (12 if bfloat16 or stage else 8) * learned),
         activations=width * kept * tokens,
         logits=logit_tokens * shape.vocabulary * (width + 12),
+        gathered=width * min(parameters, _LIVE) if stage == 3 else 0.0,
+        buckets=min(learned, _BUCKET) * (width + 4 if bfloat16 else width) if stage else 0.0,
+        stepping=changed * at_once,
+        # A learner that loads its own part alone (zero.Init) would need split(3, ...) here.
         loading=width * parameters,
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.resources import files
+from math import ceil
 from typing import Any
 
 import yaml
@@ -26,8 +27,11 @@ _IN_POD = "topology"
 _KEYS = "keys/keys.json"
 _PART_OF = "app.kubernetes.io/part-of"
 _COMPONENT = "app.kubernetes.io/component"
-# Ray keeps objects in shared memory, by default up to 30 % of a node's.
-_SHARED = 3
+# Ray keeps objects in shared memory, by default up to 30 % of a node's; else on disk.
+_SHARED = 0.3
+# As in the overlays for GPUs: larger models spill more objects, and take days.
+_GPU_TMP = "200Gi"
+_GPU_DEADLINE_S = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Target:
     name: str
     namespace: str
     image: str | None = None
-    """Null: the base's."""
+    """Null: the base's, or its -cuda where there are GPUs."""
 
 
 def render_job(
@@ -57,10 +61,12 @@ def render_job(
     spec["entrypoint"] = (
         f"rayward run {_IN_POD}/recipe.yaml --out runs/{target.name} --auto-resume --address auto"
     )
+    if _has_gpus(machines, nodes):
+        spec["activeDeadlineSeconds"] = _GPU_DEADLINE_S
     cluster = spec["rayClusterSpec"]
     # A run keeps its nodes to its end: it waits minutes for room, and no longer.
     cluster["workerGroupSpecs"] = _worker_groups(cluster, machines, nodes, nodes)
-    return [settings, _finished(job, target, settings)]
+    return [settings, _finished(job, target, settings, _has_gpus(machines, nodes))]
 
 
 def render_service(
@@ -106,7 +112,7 @@ def render_service(
         if one.role in nodes
     }
     cluster["workerGroupSpecs"] = _worker_groups(cluster, machines, nodes, most)
-    return [config_map, _finished(service, target, config_map)]
+    return [config_map, _finished(service, target, config_map, _has_gpus(machines, nodes))]
 
 
 def serving_moment(settings: ServingSettings) -> Moment:
@@ -172,6 +178,10 @@ def _config_map(
     }
 
 
+def _has_gpus(machines: Sequence[Machine], nodes: Mapping[str, int]) -> bool:
+    return any(machine.gpus for machine in machines if machine.role in nodes)
+
+
 def _worker_groups(
     cluster: Mapping[str, Any],
     machines: Sequence[Machine],
@@ -179,11 +189,17 @@ def _worker_groups(
     most: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     pattern = cluster["workerGroupSpecs"][0]
-    return [
+    groups = [
         _worker_group(pattern, machine, nodes[machine.role], most[machine.role])
         for machine in machines
         if machine.role in nodes
     ]
+    if _has_gpus(machines, nodes):
+        for group in groups:
+            for volume in group["template"]["spec"]["volumes"]:
+                if volume["name"] == "tmp":
+                    volume["emptyDir"]["sizeLimit"] = _GPU_TMP
+    return groups
 
 
 def _worker_group(
@@ -213,12 +229,12 @@ def _worker_group(
     pod["containers"][0]["resources"] = {"requests": asked, "limits": limits}
     for volume in pod["volumes"]:
         if (volume.get("emptyDir") or {}).get("medium") == "Memory":
-            volume["emptyDir"]["sizeLimit"] = f"{max(1, machine.memory_gib // _SHARED)}Gi"
+            volume["emptyDir"]["sizeLimit"] = f"{ceil(_SHARED * machine.memory_gib)}Gi"
     return group
 
 
 def _finished(
-    manifest: dict[str, Any], target: Target, config_map: Mapping[str, Any]
+    manifest: dict[str, Any], target: Target, config_map: Mapping[str, Any], has_gpus: bool
 ) -> dict[str, Any]:
     """The manifest with its names, its image, and its document where the topology would be."""
     manifest["metadata"] = {
@@ -230,6 +246,8 @@ def _finished(
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             if target.image is not None:
                 container["image"] = target.image
+            elif has_gpus:
+                container["image"] += "-cuda"
         mounted = {
             mount["name"]
             for container in pod["containers"]

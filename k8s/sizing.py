@@ -17,13 +17,15 @@ from cluster.config.recipe import Recipe
 from cluster.config.roles import Resources, ScoringRole, TrainedRole
 from cluster.config.supervised import RewardTrainingSettings, SFTSettings, SupervisedSettings
 from k8s.machines import uniform_machines
-from k8s.memory import BYTES, Memory, kv_bytes, lora_parameters, scoring, trained
+from k8s.memory import BYTES, CONTEXT, Memory, kv_bytes, lora_parameters, scoring, trained
 from k8s.packing import plan_nodes
 from k8s.shapes import Shape
-from k8s.step_time import GPUS_PER_NODE, StepTime, step_time
+from k8s.step_time import ETHERNET_GBIT, GPUS_PER_NODE, StepTime, step_time
 from pipelines.room import moments
 
 GIB = 2**30
+GPU_MEMORY_GIB = {"gpu": 80.0, "gpu-large": 167.0}
+"""Memory of the GPUs that each overlay is for: 80 GB of an A100 or H100, 180 GB of a B200."""
 _LARGE = 20_000_000_000
 _CPUS_PER_NODE = 128
 
@@ -44,6 +46,11 @@ class RoleSize:
     """Whether a GPU holds it; None without."""
     sequences: int | None = None
     """Answers that an engine draws at a time."""
+
+    @property
+    def share(self) -> float:
+        """The part of a GPU that a process has."""
+        return min(self.gpus, 1.0)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Size:
     @property
     def least_gpu_memory(self) -> float:
         """The memory that a GPU must have to hold the largest role, in bytes."""
-        return max((one.memory.total for one in self.roles if one.gpus), default=0.0)
+        return max((one.memory.total / one.share for one in self.roles if one.gpus), default=0.0)
 
 
 _PPO_ROLES = ("policy", "critic", "reference", "safety", "helpfulness", "rollout")
@@ -77,14 +84,28 @@ def default_recipe(
     shape: Shape, overrides: list[str] | None = None, overlays: list[Path] | None = None
 ) -> Recipe:
     """The defaults, with the topology of the gpu overlay, or of gpu-large for large models."""
-    name = "gpu-large" if shape.parameters > _LARGE else "gpu"
-    topology = cast(Path, files("k8s") / "overlays" / name / "topology.yaml")
+    topology = cast(Path, files("k8s") / "overlays" / _overlay(shape) / "topology.yaml")
     document = {"name": "sizing", "data": {"tiny_world": {}}, "model": {"make": {}}}
     return make_recipe(document, overrides, [topology, *(overlays or [])])
 
 
-def size(recipe: Recipe, shape: Shape, gpu_memory_gib: float) -> Size:
+def default_gpu_memory_gib(shape: Shape) -> float:
+    """The memory of the GPUs that the default recipe's topology is for."""
+    return GPU_MEMORY_GIB[_overlay(shape)]
+
+
+def _overlay(shape: Shape) -> str:
+    return "gpu-large" if shape.parameters > _LARGE else "gpu"
+
+
+def size(
+    recipe: Recipe, shape: Shape, gpu_memory_gib: float, network_gbit: float = ETHERNET_GBIT
+) -> Size:
     """Size a recipe.
+
+    Args:
+        gpu_memory_gib: of a GPU.
+        network_gbit: of a node to the others, in Gbit/s.
 
     Raises:
         InputError: a role fits on no node of 8 GPUs.
@@ -94,9 +115,9 @@ def size(recipe: Recipe, shape: Shape, gpu_memory_gib: float) -> Size:
     if "ppo" in recipe.stages:
         roles += _ppo_roles(recipe.ppo, shape, gpu_memory)
     roles = [
-        replace(
-            one, fits=one.memory.total <= gpu_memory if one.gpus and one.fits is None else one.fits
-        )
+        replace(one, fits=one.memory.total <= one.share * gpu_memory)
+        if one.gpus and one.fits is None
+        else one
         for one in roles
     ]
     asked = moments(recipe)
@@ -107,7 +128,8 @@ def size(recipe: Recipe, shape: Shape, gpu_memory_gib: float) -> Size:
     ppo = {one.role: one for one in roles if one.role in _PPO_ROLES}
     if ppo and all(one.fits for one in ppo.values()):
         sequences = ppo["rollout"].sequences or 1
-        step = step_time(recipe.ppo, shape, sequences, _microbatch(recipe.ppo, recipe.ppo.policy))
+        microbatch = _microbatch(recipe.ppo, recipe.ppo.policy)
+        step = step_time(recipe.ppo, shape, sequences, microbatch, network_gbit)
     return Size(shape, _together(roles), plan_nodes(asked, machines), gpu_memory, step)
 
 
@@ -191,7 +213,7 @@ def _rollout(ppo: PPOSettings, shape: Shape, gpu_memory: float) -> RoleSize:
     # A GPU holds whole heads: where there are fewer of them than GPUs, they are there twice.
     share = max(1 / split, 1 / shape.kv_heads)
     each = kv_bytes(shape, role.precision) * share * _length(ppo)
-    room = role.gpu_memory_utilization * gpu_memory - weights
+    room = role.gpu_memory_utilization * gpu_memory - weights - CONTEXT
     if not role.resources.gpus:
         room = role.kv_cache_gib * GIB
     wanted = min(role.max_num_seqs, ceil(ppo.batch_size / role.replicas))
@@ -206,14 +228,9 @@ def _rollout(ppo: PPOSettings, shape: Shape, gpu_memory: float) -> RoleSize:
 
 def _role(name: str, processes: int, resources: Resources, memory: Memory) -> RoleSize:
     group = "-".join(resources.labels.values()) or "cpu"
+    if resources.gpus:
+        memory = replace(memory, context=CONTEXT)
     return RoleSize(name, group, processes, resources.gpus, memory, None)
-
-
-def _judged(one: RoleSize, gpu_memory: float) -> RoleSize:
-    """With whether a GPU holds it, where that is not known yet."""
-    if not one.gpus or one.fits is not None:
-        return one
-    return replace(one, fits=one.memory.total <= gpu_memory)
 
 
 def _together(roles: Sequence[RoleSize]) -> list[RoleSize]:

@@ -9,8 +9,20 @@ from rich.table import Table
 
 from k8s.sizing import GIB, RoleSize, Size
 
-_PLAIN_WIDTH = 160
-_PARTS = ("weights", "gradients", "optimizer", "activations", "kv_cache", "logits", "loading")
+_PLAIN_WIDTH = 184
+# Columns, and the parts of memory that each adds up.
+_COLUMNS = {
+    "weights": ("weights",),
+    "gradients": ("gradients",),
+    "optimizer": ("optimizer",),
+    "activations": ("activations",),
+    "kv cache": ("kv_cache",),
+    "logits": ("logits",),
+    "ZeRO": ("gathered", "buckets"),
+    "stepping": ("stepping",),
+    "context": ("context",),
+    "loading": ("loading",),
+}
 
 
 def to_document(size: Size) -> dict[str, Any]:
@@ -51,12 +63,14 @@ def _table(size: Size) -> Table:
     title = f"{size.shape.name}: {size.shape.parameters:,} parameters; GiB per GPU (process)"
     table = Table(title=title, title_justify="left")
     table.add_column("role")
-    for column in ("processes", *(part.replace("_", " ") for part in _PARTS), "in all"):
+    for column in ("processes", *_COLUMNS, "in all"):
         table.add_column(column, justify="right")
     table.add_column("fits")
     table.add_column("group")
     for one in size.roles:
-        parts = [_gib(getattr(one.memory, part)) for part in _PARTS]
+        parts = [
+            _gib(sum(getattr(one.memory, part) for part in parts)) for parts in _COLUMNS.values()
+        ]
         table.add_row(
             one.role, _processes(one), *parts, _gib(one.memory.total), _fits(one), one.group
         )
@@ -65,7 +79,8 @@ def _table(size: Size) -> Table:
 
 def _below(size: Size) -> str:
     nodes = ", ".join(f"{count} {group}" for group, count in size.nodes.items())
-    lines = [f"PPO: {size.gpus:g} GPUs; nodes: {nodes}"]
+    # Without PPO, or on CPUs, there is nothing to count.
+    lines = [f"PPO: {size.gpus:g} GPUs; nodes: {nodes}" if size.gpus else f"nodes: {nodes}"]
     for one in size.roles:
         if one.sequences is not None:
             lines.append(f"an engine draws {one.sequences} answers at a time")

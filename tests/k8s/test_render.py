@@ -20,7 +20,7 @@ from k8s.packing import place, plan_nodes
 from pipelines.room import moments
 from tests.k8s.test_manifests import checker
 from tests.k8s.test_serve_config import unknown_keys
-from tests.manifests import K8S, OVERLAYS, arguments, pod_templates
+from tests.manifests import K8S, OVERLAYS, arguments, build, gib, one, pod_templates
 
 SERVING = {
     "reward": {
@@ -114,9 +114,9 @@ def test_shipped_recipes_pass_the_strict_checker(
         return
     counts = {role: group["replicas"] for role, group in groups.items()}
     assert counts == plan_nodes(moments(recipe), machines)
-    for one in moments(recipe):
-        assert place(one.gangs, machines, counts).left is None
-    offered = {one.role: one for one in machines}
+    for moment in moments(recipe):
+        assert place(moment.gangs, machines, counts).left is None
+    offered = {machine.role: machine for machine in machines}
     for role, group in groups.items():
         starts, limits = group["rayStartParams"], limits_of(group)
         assert starts["num-cpus"] == limits["cpu"] == str(offered[role].cpus)
@@ -176,8 +176,51 @@ def test_nodes_of_one_kind(render: Run) -> None:
         shared = {
             v["name"]: v["emptyDir"].get("sizeLimit") for v in pod["volumes"] if "emptyDir" in v
         }
-        assert shared["shm"] == "3Gi"  # a third of the node's memory
+        assert (shared["shm"], shared["tmp"]) == ("3Gi", "20Gi")  # 30 % of the memory, rounded up
         assert "tolerations" not in pod
+
+
+@pytest.mark.parametrize("memory", [1, 5, 8, 11, 768])
+def test_shared_memory_holds_rays_object_store(render: Run, memory: int) -> None:
+    _, job = render("demo", "--node-memory-gib", memory)
+    shared = gib(volumes_of(groups_of(job)["cpu"])["shm"])
+    assert 0.3 * memory <= shared < 0.3 * memory + 1
+
+
+def volumes_of(group: dict[str, Any]) -> dict[str, str]:
+    """The sizes of a pod's own volumes."""
+    volumes = group["template"]["spec"]["volumes"]
+    return {one["name"]: one["emptyDir"]["sizeLimit"] for one in volumes if "emptyDir" in one}
+
+
+@pytest.mark.parametrize("overlay", ["gpu", "gpu-large"])
+def test_with_gpus_it_is_as_in_the_overlays(render: Run, overlay: str) -> None:
+    """The image, the deadline and the disk: an image for CPUs would see no GPU."""
+    folder = K8S / "overlays" / overlay
+    _, job = render(
+        "demo", "--overlay", folder / "topology.yaml", "--machines", folder / "machines.yaml"
+    )
+    there = one(build(overlay), "RayJob")
+    images = {
+        container["image"]
+        for document in (job, there)
+        for _, pod in pod_templates(document)
+        for container in pod["spec"]["containers"]
+    }
+    assert len(images) == 1
+    assert images.pop().endswith("-cuda")
+    assert job["spec"]["activeDeadlineSeconds"] == there["spec"]["activeDeadlineSeconds"]
+    groups, known = groups_of(job), groups_of(there)
+    assert len(groups) == 3
+    for role, group in groups.items():
+        assert volumes_of(group) == volumes_of(known[role])
+
+
+def test_an_image_that_is_named_is_the_image(render: Run) -> None:
+    image = "registry.example.com/rayward:mine"
+    _, job = render("demo", "--node-gpus", 1, "--image", image)
+    for _, pod in pod_templates(job):
+        assert {container["image"] for container in pod["spec"]["containers"]} == {image}
 
 
 def test_gpus_custom_resources_and_fewer_cores(render: Run, tmp_path: Path) -> None:
@@ -275,6 +318,9 @@ def test_what_cannot_be_rendered_is_refused(
     assert line.endswith("of ppo to fit on the nodes that there may be: 2 of learner")
     assert refused("demo", "--name", "x" * 48).startswith("--name: got 'xxx")
     assert refused("demo", "--name", "Demo").startswith("--name: got 'Demo'")
+    for namespace in ("Foo_Bar", "", "-lab", "lab-", "x" * 64, "a.b"):
+        line = refused("demo", "--namespace", namespace)
+        assert line.startswith(f"--namespace: got {namespace!r}, expected at most 63 lower-case")
     assert refused("demmo").startswith("recipe: got 'demmo', expected a YAML file, or one of")
     assert refused(serving, "--set", "http.port=9000") == (
         "http.port: got 9000, expected 8000, which the manifests let through"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers import LlamaForSequenceClassification as LlamaClassifier
 
@@ -15,9 +16,16 @@ from cluster.config.load import make_recipe
 from cluster.config.recipe import Recipe
 from cluster.config.roles import DeepSpeedSettings, LoRASettings
 from cluster.errors import InputError
-from k8s.memory import kv_bytes, lora_parameters, scoring, trained
+from k8s.memory import Memory, kv_bytes, lora_parameters, scoring, trained
 from k8s.shapes import LLAMA_2, Shape, llama_parameters, read_shape
-from k8s.sizing import GIB, RoleSize, Size, default_recipe, size
+from k8s.sizing import (
+    GIB,
+    RoleSize,
+    Size,
+    default_gpu_memory_gib,
+    default_recipe,
+    size,
+)
 from k8s.step_time import StepTime
 
 SEVEN = LLAMA_2["7B"]
@@ -101,6 +109,32 @@ def test_zero_splits_what_it_says() -> None:
     assert parts("float32", 3) == (1000, 1000, 3000)
 
 
+def test_zeros_own_buffers_are_as_large_as_deepspeed_makes_them() -> None:
+    config = DeepSpeedZeroConfig(stage=3)
+    assert config.max_live_parameters + config.prefetch_bucket_size == 1_050_000_000
+    assert (config.reduce_bucket_size, config.sub_group_size) == (500_000_000, 1_000_000_000)
+
+    def parts(precision: str, stage: int, parameters: int) -> tuple[float, float, float]:
+        deepspeed = DeepSpeedSettings.model_validate({"ranks": 4, "zero_stage": stage})
+        found = trained(SEVEN, parameters, precision, deepspeed, 0, 0, False)  # type: ignore[arg-type]
+        return found.gathered, found.buckets, found.stepping
+
+    # Large models meet the limits; those that are small do not.
+    assert parts("bfloat16", 3, 10**10) == (2 * 1.05e9, 6 * 5e8, 8e9)
+    assert parts("bfloat16", 2, 10**10) == (0, 6 * 5e8, 8 * 2.5e9)
+    assert parts("bfloat16", 3, 1000) == (2000, 6000, 2000)
+    assert parts("float32", 3, 1000) == (4000, 4000, 2000)
+    assert parts("float32", 0, 1000) == (0, 0, 4000)
+
+
+def test_what_is_there_at_a_time() -> None:
+    """Activations are gone when the optimizer steps; the whole weights before all of it."""
+    one = Memory(1, 2, 3, activations=10, kv_cache=20, logits=30, gathered=40, buckets=4, context=5)
+    assert one.total == 5 + 10 + 100
+    assert replace(one, stepping=101).total == 5 + 10 + 101
+    assert replace(one, loading=1000).total == 5 + 1000
+
+
 def test_activations_and_logits() -> None:
     """Per token and layer 8 x 4096 + 4 x 11008 = 76,800 elements; inputs alone are 4096."""
     one = DeepSpeedSettings()
@@ -153,7 +187,14 @@ def test_seven_billion_by_hand() -> None:
     assert policy.memory.activations == 2 * (32 * 4096 + 76_800) * 2560
     assert policy.memory.logits == 8 * 65 * 32_000 * 14
     assert policy.memory.loading == 2 * parameters
-    assert round(policy.memory.total / GIB, 1) == 16.9
+    # A layer's weights and those ahead; 5e8 gradients in two dtypes; an optimizer's step, which
+    # takes more than the activations that are gone by then; and what no tensor is.
+    assert policy.memory.gathered == 2 * 1.05e9
+    assert policy.memory.buckets == 6 * 5e8
+    assert policy.memory.stepping == 8 * parameters / 8
+    assert policy.memory.context == 2 * GIB
+    assert policy.memory.total == 20 * parameters / 8 + 6 * 5e8 + parameters + 2 * GIB
+    assert round(policy.memory.total / GIB, 1) == 26.8
     # No head but for one output.
     critic = by_role["critic"].memory
     assert critic.weights == 2 * (parameters - 32_000 * 4096 + 4096) / 8
@@ -192,7 +233,8 @@ def test_seven_billions_step_by_hand() -> None:
     assert step.learning == pytest.approx(8 * parameters * tokens / (8 * compute))
     assert 3 * 2 * parameters * 7 / 8 * 8 / 300e9 < step.learning
     assert not step.learning_is_traffic
-    assert step.sync == pytest.approx(2 * parameters / 25e9)
+    # A node's 100 Gbit/s, of which 60 % are reached.
+    assert step.sync == pytest.approx(2 * parameters / 7.5e9)
     assert sum(step.shares.values()) == pytest.approx(1)
 
 
@@ -204,8 +246,10 @@ def test_seventy_billions_need_larger_gpus() -> None:
     assert fits == {**dict.fromkeys(fits, False), "rollout": True}
     assert there.step is None
     policy = roles(there)["policy"].memory
-    assert policy.total == policy.loading == 2 * 68_976_648_192
+    assert policy.loading == 2 * 68_976_648_192
+    assert policy.total == policy.loading + policy.context
     assert there.least_gpu_memory == roles(there)["reference"].memory.total
+    assert default_gpu_memory_gib(shape) == 167
     enough = size(default_recipe(shape), shape, 167)
     assert all(one.fits for one in enough.roles)
     assert enough.step is not None
@@ -214,11 +258,13 @@ def test_seventy_billions_need_larger_gpus() -> None:
 
 
 def test_an_engine_takes_what_is_left() -> None:
-    """80 GiB x 0.9 less 12.55 of weights hold 59.4 GiB of cache; an answer takes 160 MiB."""
+    """80 GiB x 0.9 less 12.55 of weights and 2 hold 57.4 GiB; an answer takes 160 MiB."""
     one_gpu = "{resources: {gpus: 1.0}, precision: bfloat16, max_num_seqs: 9999}"
     found = roles(size(recipe(f"ppo.rollout={one_gpu}"), SEVEN, 80))["rollout"]
-    assert found.sequences == int((0.9 * 80 * GIB - 2 * SEVEN.parameters) / (320 * 512 * 1024))
-    assert found.sequences == 380
+    assert found.sequences == int(
+        (0.9 * 80 * GIB - 2 * SEVEN.parameters - 2 * GIB) / (320 * 512 * 1024)
+    )
+    assert found.sequences == 367
     none = roles(size(recipe(f"ppo.rollout={one_gpu}"), SEVEN, 13))["rollout"]
     assert (none.sequences, none.fits) == (0, False)
     # 8 key-value heads over 16 GPUs are there twice.
@@ -228,6 +274,17 @@ def test_an_engine_takes_what_is_left() -> None:
     )
     wide = roles(size(recipe(f"ppo.rollout={split}"), shape, 80))["rollout"]
     assert wide.memory.kv_cache == 320 * kv_bytes(shape, "bfloat16") / 8
+
+
+def test_a_share_of_a_gpu_is_all_that_a_role_has() -> None:
+    """12.3 GiB of weights, 2.3 of activations, 2 of its own: two need 33.3 GiB on one GPU."""
+    half = "ppo.safety={precision: bfloat16, resources: {gpus: 0.5}}"
+    for memory, fits in ((33, False), (34, True)):
+        found = size(recipe(half), SEVEN, memory)
+        safety = roles(found)["safety"]
+        assert round(safety.memory.total / GIB, 1) == 16.6
+        assert safety.fits is fits
+    assert found.least_gpu_memory == 2 * safety.memory.total
 
 
 def test_on_cpus_nothing_is_judged() -> None:
@@ -269,12 +326,40 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     for shape in LLAMA_2.values():
         assert f"{shape.name}: {shape.parameters:,} parameters" in said
     assert "PPO: 32 GPUs; nodes: 2 learner, 1 reward, 1 rollout" in said
-    assert "does not fit: the largest role needs GPUs of 131.4 GiB, not 80.0" in said
+    assert "PPO: 72 GPUs; nodes: 4 learner, 1 reward, 4 rollout" in said
+    assert said.count("bottleneck: ") == len(LLAMA_2) == 3
+    assert "does not fit" not in said
     (row,) = [line for line in said.splitlines() if "│ policy" in line and "16 x" in line]
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-        "policy", "16 x 1 GPU", "8.0", "24.1", "48.2", "2.0", "", "0.1", "128.5", "128.5", "NO",
-        "learner",
+        "policy", "16 x 1 GPU", "8.0", "24.1", "48.2", "2.0", "", "0.1", "4.7", "7.5", "2.0",
+        "128.5", "130.5", "yes", "learner",
     ]  # fmt: skip
+
+
+def test_smaller_gpus_and_a_faster_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = sizing(monkeypatch, capsys, "--gpu-memory-gib", 80)
+    assert "does not fit: the largest role needs GPUs of 133.4 GiB, not 80.0" in small
+    assert small.count("bottleneck: ") == 2
+
+    def learning(*given: object) -> float:
+        *_, large = json.loads(sizing(monkeypatch, capsys, "--json", *given))
+        return float(large["step"]["learning"])
+
+    slow, fast = learning("--network-gbit", 100), learning("--network-gbit", 200)
+    assert learning() == slow == pytest.approx(2 * fast)
+    # 8 microbatches of 16 ranks, by RDMA: arithmetic takes longer.
+    assert learning("--network-gbit", 1600) < fast / 2
+
+
+def test_what_has_no_gpus_counts_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in (("demo",), ("demo", "--set", "stages=[sft]")):
+        said = sizing(monkeypatch, capsys, *given)
+        assert "\nnodes: 1 cpu" in said
+        assert "GPUs" not in said
 
 
 def test_a_recipe_a_model_and_an_overlay(

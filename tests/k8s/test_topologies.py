@@ -13,7 +13,7 @@ from k8s.memory import BYTES
 from k8s.packing import place, plan_nodes
 from k8s.render import serving_moment
 from k8s.shapes import LLAMA_2
-from k8s.sizing import GIB, default_recipe, size
+from k8s.sizing import GIB, GPU_MEMORY_GIB, default_recipe, size
 from pipelines.room import Moment, moments
 from tests.manifests import (
     K8S,
@@ -29,8 +29,6 @@ from tests.manifests import (
 )
 
 GPU_OVERLAYS = [name for name in OVERLAYS if name != "dev-cpu"]
-# GPUs of each overlay, in GiB: A100 with 80 GB; B200 with 180 GB.
-GPU_MEMORY = {"gpu": 80, "gpu-large": 167}
 MODEL = {"gpu": "7B", "gpu-large": "70B"}
 
 
@@ -121,7 +119,7 @@ def test_the_gpus_hold_the_models(overlay: str) -> None:
     shape = LLAMA_2[MODEL[overlay]]
     recipe = default_recipe(shape)
     assert recipe.ppo.rollout == recipe_of_all_stages(overlay).ppo.rollout
-    found = size(recipe, shape, GPU_MEMORY[overlay])
+    found = size(recipe, shape, GPU_MEMORY_GIB[overlay])
     assert all(one_.fits for one_ in found.roles)
     # Every rank loads the whole model into its node's memory before it goes to the GPU.
     learner, *_ = load_machines(topology(overlay).with_name("machines.yaml"))
