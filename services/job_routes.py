@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from ray.serve.handle import DeploymentHandle
 
-from services.access import caller, needs
+from services.access import Access, caller, needs
 from services.backends import Backends
 from services.errors import UNAVAILABLE, ApiError, documented, documented_beside_events
 from services.job_events import Cursor, EventPage, parse_cursor
@@ -29,6 +30,7 @@ from services.job_schemas import (
 _LOOK_EVERY_S = 1.0
 _FURTHEST = 2**53  # what JSON numbers hold exactly, in every language
 _STAGE_NAME = r"^[a-z0-9_][a-z0-9_-]{0,62}$"
+_bearer = HTTPBearer(auto_error=False)
 _T = TypeVar("_T")
 _Id = Annotated[str, Path(alias="id", pattern=LISTED_NAME, description="A job's id.")]
 _Offset = Annotated[int, Query(ge=0, le=_FURTHEST)]
@@ -169,7 +171,7 @@ def job_routes(backends: Backends) -> APIRouter:
         responses=documented_beside_events(401, 403, 404, 409, 422, 429, 503),
     )
     async def events(
-        place: Annotated[tuple[str, Cursor], Depends(place)],
+        request: Request, place: Annotated[tuple[str, Cursor], Depends(place)]
     ) -> AsyncIterator[ServerSentEvent]:
         """What happens to a job, as server-sent events, until it has come to its end.
 
@@ -177,7 +179,8 @@ def job_routes(backends: Backends) -> APIRouter:
         taken back, because the run went on from an earlier step; those that stand follow.
         """
         name, cursor = place
-        while True:
+        # A key may be revoked while its stream is open.
+        while await _may_still_read(request):
             try:
                 page = await ask(EventPage, "events", name, cursor)
             except (*UNAVAILABLE, ApiError) as error:
@@ -196,3 +199,12 @@ def job_routes(backends: Backends) -> APIRouter:
                 await asyncio.sleep(_LOOK_EVERY_S)
 
     return router
+
+
+async def _may_still_read(request: Request) -> bool:
+    access: Access = request.app.state.access
+    try:
+        key = access.known(request, await _bearer(request))
+    except ApiError:
+        return False
+    return key is None or key.allows("jobs:read")

@@ -19,7 +19,7 @@ from cluster.metrics import read_metrics
 from cluster.run_directory import RunDirectory
 from services.job_schemas import FINAL
 from services.ray_jobs import RAYWARD
-from tests.serving import Served
+from tests.serving import Served, rayward
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -246,6 +246,30 @@ def test_idempotency_keys_belong_to_whoever_asks(served: Served) -> None:
             found.append(answers[0].json()["id"])
             client.post(f"/v1/jobs/{found[-1]}/cancel")
     assert found[0] != found[1]
+
+
+def test_a_stream_ends_with_its_key(jobs: httpx.Client, submit: Submit, served: Served) -> None:
+    file = str(served.folder / "keys.json")
+    before = {
+        line.split("\t")[0] for line in rayward("keys", "list", "--file", file).stdout.splitlines()
+    }
+    made = rayward("keys", "create", "--scope", "jobs:read", "--file", file).stdout.strip()
+    listed = rayward("keys", "list", "--file", file).stdout.splitlines()
+    (name,) = {line.split("\t")[0] for line in listed} - before
+    job = submit(seed=3)
+    headers = {"Authorization": f"Bearer {made}"}
+    with (
+        httpx.Client(base_url=served.url, headers=headers, timeout=30) as reader,
+        reader.stream("GET", f"/v1/jobs/{job}/events") as stream,
+    ):
+        told = events(stream.iter_lines())
+        assert next(told)[0] == "state"
+        rayward("keys", "revoke", name, "--file", file)
+        began = time.monotonic()
+        for _ in told:
+            assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 10
+    assert jobs.get(f"/v1/jobs/{job}").json()["state"] not in FINAL
 
 
 def test_what_is_wrong_is_said(jobs: httpx.Client, served: Served) -> None:
