@@ -19,7 +19,7 @@ from services.keys import Key, KeyRing, Scope, is_loopback
 from services.prometheus import count_access_refused
 
 # Whoever may come in anyway, and a browser, which cannot send a key before it has the page.
-_OPEN_PATHS = {"/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+_OPEN_PATHS = {"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 
 _Credentials = HTTPAuthorizationCredentials | None
 _bearer = HTTPBearer(
@@ -46,8 +46,8 @@ class Access:
         # Two counters a key, however much it may ask.
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
-    async def admit(self, request: Request, credentials: _Credentials, scope: Scope) -> None:
-        """Let a request in that has a key with `scope` and keeps to the key's rate.
+    async def admit(self, request: Request, credentials: _Credentials) -> None:
+        """Let a request in that has a key and keeps to the key's rate; call it once for each.
 
         Raises:
             ApiError: 401, 403 or 429.
@@ -55,14 +55,22 @@ class Access:
         key = self.known(request, credentials)
         if key is None:
             return
-        if not key.allows(scope):
-            raise _refusal(403, f"this key lacks the scope {scope!r}")
         rate = RateLimitItemPerMinute(key.requests_per_minute or self._rate)
         if not await self._limiter.hit(rate, key.id):
             window = await self._limiter.get_window_stats(rate, key.id)
             wait_s = max(1, math.ceil(window.reset_time - time.time()))
             headers = {"Retry-After": str(wait_s)}
             raise _refusal(429, f"this key may ask {rate.amount} times a minute", headers)
+
+    def require(self, request: Request, credentials: _Credentials, scope: Scope) -> None:
+        """Refuse a request whose key lacks `scope`.
+
+        Raises:
+            ApiError: 401 or 403.
+        """
+        key = self.known(request, credentials)
+        if key is not None and not key.allows(scope):
+            raise _refusal(403, f"this key lacks the scope {scope!r}")
 
     def known(self, request: Request, credentials: _Credentials) -> Key | None:
         """The key that a request came with; None where none is asked for.
@@ -97,13 +105,13 @@ class Access:
 def needs(scope: Scope) -> Callable[..., Awaitable[None]]:
     """A FastAPI dependency that lets requests in whose key has `scope`."""
 
-    async def admit(
+    async def require(
         request: Request, credentials: Annotated[_Credentials, Depends(_bearer)]
     ) -> None:
         access: Access = request.app.state.access
-        await access.admit(request, credentials, scope)
+        access.require(request, credentials, scope)
 
-    return admit
+    return require
 
 
 async def caller(
@@ -116,10 +124,12 @@ async def caller(
 
 
 class KnownFirst:
-    """ASGI middleware that refuses whoever is not known before a byte of the body is read.
+    """ASGI middleware that refuses whoever is not known, or asks too often, before a byte of the
+    body is read.
 
     FastAPI reads and parses a body before it asks a dependency, so strangers could keep the
-    service busy with parsing. What a known key may do is for `needs` to say.
+    service busy with parsing, and those with a key go beyond its rate. What a key may do is for
+    `needs` to say.
 
     Args:
         app: the rest of the application.
@@ -134,7 +144,7 @@ class KnownFirst:
             access: Access = scope["app"].state.access
             request = Request(scope)
             try:
-                access.known(request, await _bearer(request))
+                await access.admit(request, await _bearer(request))
             except ApiError as error:
                 await error_response(error)(scope, receive, send)
                 return

@@ -44,12 +44,12 @@ def models_routes(backends: Backends) -> APIRouter:
     models = {id: Model(id=id, created=int(time.time())) for id in ids}
     listed = ModelList(data=list(models.values()))
 
-    @router.get("/v1/models", responses=documented(401, 403, 503))
+    @router.get("/v1/models", responses=documented(401, 403, 429, 503))
     async def list_models() -> ModelList:
         """The models that are served."""
         return listed
 
-    @router.get("/v1/models/{id}", responses=documented(401, 403, 404, 503))
+    @router.get("/v1/models/{id}", responses=documented(401, 403, 404, 429, 503))
     async def get_model(id: str) -> Model:
         """One model."""
         if id not in models:

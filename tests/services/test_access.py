@@ -11,11 +11,14 @@ from fastapi import Depends, FastAPI
 from pydantic import BaseModel
 from starlette.types import ASGIApp
 
+from cluster.config.load import parse_serving
 from cluster.config.serving import KeySettings
 from cluster.errors import InputError
 from services.access import Access, KnownFirst, needs
+from services.backends import Backends
 from services.errors import documented, handle_errors
 from services.keys import SCOPES, Scope, create_key, is_loopback, require_keys, revoke_key
+from services.models_routes import models_routes
 from tests.loopback import listening
 
 
@@ -132,43 +135,69 @@ def test_a_revoked_key_is_refused_by_the_service_that_runs(settings: KeySettings
     assert ask(app, "/score", token).status_code == 401
 
 
-def test_strangers_are_refused_before_their_body_is_read(settings: KeySettings) -> None:
-    """A body that is no JSON would otherwise be answered with 422, after it was parsed."""
-    token = new_key(settings, "score")
-    app = make_app(settings)
+async def unread(app: FastAPI, key: str) -> list[int]:
+    """The status that a request gets whose body nobody may read."""
+    statuses = []
 
     async def body() -> dict[str, object]:
         raise AssertionError("the body was read")
 
-    async def one(key: bytes) -> list[int]:
-        statuses = []
+    async def send(message: Mapping[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(int(str(message["status"])))
 
-        async def send(message: Mapping[str, object]) -> None:
-            if message["type"] == "http.response.start":
-                statuses.append(int(str(message["status"])))
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/score",
+        "raw_path": b"/score",
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"",
+        "headers": [(b"authorization", b"Bearer " + key.encode())],
+        "client": ("127.0.0.1", 4711),
+        "server": ("127.0.0.1", 8000),
+    }
+    await app(scope, body, send)
+    return statuses
 
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "path": "/score",
-            "raw_path": b"/score",
-            "root_path": "",
-            "scheme": "http",
-            "query_string": b"",
-            "headers": [(b"authorization", b"Bearer " + key)],
-            "client": ("127.0.0.1", 4711),
-            "server": ("127.0.0.1", 8000),
-        }
-        await app(scope, body, send)
-        return statuses
 
-    assert asyncio.run(one(b"rw_unknown")) == [401]
+def test_strangers_are_refused_before_their_body_is_read(settings: KeySettings) -> None:
+    """A body that is no JSON would otherwise be answered with 422, after it was parsed."""
+    token = new_key(settings, "score")
+    app = make_app(settings)
+    assert asyncio.run(unread(app, "rw_unknown")) == [401]
     # Whoever is known is read.
-    assert asyncio.run(one(token.encode())) == [400]
+    assert asyncio.run(unread(app, token)) == [400]
     assert ask(app, "/score", content=b"{").status_code == 401
     assert ask(app, "/score", token, content=b"{").status_code == 422
+
+
+def test_who_asks_too_often_is_refused_before_the_body_is_read(settings: KeySettings) -> None:
+    """Else a key beyond its rate could still have megabytes parsed, and take others' room."""
+    app = make_app(settings)
+    token = new_key(settings, "score", rate=2)
+    # What is refused later counts, too: for its body, or its scope.
+    assert ask(app, "/score", token, content=b"{").status_code == 422
+    assert ask(app, "/admin", token).status_code == 403
+    assert asyncio.run(unread(app, token)) == [429]
+
+
+def test_lists_that_need_no_scope_count_for_the_rate(settings: KeySettings) -> None:
+    app = make_app(settings)
+    document = {"jobs": {}, "keys": {"path": settings.path}}
+    app.include_router(models_routes(Backends(parse_serving(document), {}, None, None)))
+    token = new_key(settings, "score", rate=1)
+
+    async def listed() -> int:
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 4711))
+        headers = {"Authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return (await client.get("/v1/models", headers=headers)).status_code
+
+    assert [asyncio.run(listed()) for _ in range(2)] == [200, 429]
 
 
 def test_health_needs_no_key(settings: KeySettings) -> None:
