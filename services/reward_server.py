@@ -23,7 +23,9 @@ class RewardServer:
         axis: what it judges.
         model: its settings.
         policy: whose answers it scores, as `RewardServiceSettings.policy`.
-        deterministic: whether every request gets equal bits for equal items.
+        deterministic: whether every request gets equal bits for equal items. A model that is not
+            float32 on a CPU gives them always, by passes of fixed shape: there others in a batch
+            change more of a score than its last bits.
 
     Raises:
         InputError: names the setting; there is no reward model, or no policy.
@@ -33,12 +35,15 @@ class RewardServer:
         self, axis: Axis, model: ServedRewardModel, policy: str | None, deterministic: bool
     ) -> None:
         # Here and not above: the gateway imports this file and does without torch.
+        import torch
+
         from actors.reward_model import RewardModel, load_reward_tokenizer
         from services.text_bounds import TextBounds
 
         section = f"reward.{axis}"
         self._axis = axis
-        self._deterministic = deterministic
+        on_cpu = not torch.cuda.is_available()  # as `RewardModel` chooses
+        self._deterministic = deterministic or not (on_cpu and model.precision == "float32")
         self._model = RewardModel(axis, model.path, model, policy, section)
         self._version = self._model.digest()
         self._template_hash = self._model.encoder.template_hash()

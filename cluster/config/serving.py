@@ -77,7 +77,8 @@ class RewardServiceSettings(Settings):
     """Items in one request, at most."""
     deterministic: bool = False
     """Equal bits for equal items whatever they are scored with, also where a request does not
-    ask for it. Costs a lone request the time of eight."""
+    ask for it. Costs a lone request the time of eight. Models on GPUs, and those in bfloat16, are
+    so whatever this says: there the company would change more of a score than its last bits."""
 
     @model_validator(mode="after")
     def _something_scores(self) -> Self:
@@ -170,6 +171,12 @@ class ServingSettings(Settings):
     """The policy; null: not served."""
     jobs: JobServiceSettings | None = None
     """Jobs; null: not served."""
+
+    @property
+    def longest_request_s(self) -> float:
+        """How long a request may be in work: its body comes, its answer is made and scored."""
+        generation_s = 0.0 if self.policy is None else self.http.generation_timeout_s
+        return generation_s + 2 * self.http.request_timeout_s
 
     @model_validator(mode="after")
     def _something_is_served(self) -> Self:

@@ -176,10 +176,12 @@ def test_fixed_and_free_items_share_no_pass(models: Path, monkeypatch: pytest.Mo
     assert sum(len(one["lengths"]) for one in seen if not one["fixed"]) == 4
 
 
+@pytest.mark.parametrize(("deterministic", "precision"), [(True, "float32"), (False, "bfloat16")])
 def test_a_service_that_is_deterministic_is_so_unasked(
-    models: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool, precision: str
 ) -> None:
-    replica = server(models, deterministic=True)
+    """In bfloat16 a score would show by more than rounding what it was batched with."""
+    replica = server(models, deterministic=deterministic, precision=precision)
     seen = passes_of(replica, monkeypatch)
     run(lambda: replica.score([written(5)], False))
     assert [one["fixed"] for one in seen] == [True]
