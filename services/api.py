@@ -1,6 +1,6 @@
 """The one door: every HTTP request comes in here, and is let in, bounded, and passed on.
 
-request -> measured -> body limit -> known? -> room -> scope and rate -> route -> answer
+request -> measured -> body limit -> known, at its rate? -> room -> scope -> route -> answer
 """
 
 from fastapi import FastAPI
@@ -10,7 +10,7 @@ from services.backends import Backends
 from services.errors import handle_errors
 from services.health_routes import health_routes
 from services.job_routes import job_routes
-from services.limits import BodyLimit, Room
+from services.limits import BodyLimit, InWork, Room
 from services.models_routes import models_routes
 from services.policy_routes import policy_routes
 from services.prometheus import Measured
@@ -18,8 +18,12 @@ from services.reward_drop_ins import drop_in_routes
 from services.reward_routes import reward_routes
 
 
-def make_api(backends: Backends, access: Access) -> FastAPI:
-    """The whole HTTP API of what is served."""
+def make_api(backends: Backends, access: Access, in_work: InWork | None = None) -> FastAPI:
+    """The whole HTTP API of what is served.
+
+    Args:
+        in_work: where requests are counted, for who wants to wait until there are none.
+    """
     http = backends.settings.http
     api = FastAPI(title="Rayward", description="Reward scoring, a guarded policy, and jobs.")
     api.state.access = access
@@ -29,8 +33,9 @@ def make_api(backends: Backends, access: Access) -> FastAPI:
         limit=http.max_requests_in_work,
         event_streams=http.max_event_streams,
         retry_after_s=http.retry_after_s,
+        in_work=in_work or InWork(),
     )
-    # Who may not ask is told so before the body is read.
+    # Who may not ask, or not so often, is told so before the body is read.
     api.add_middleware(KnownFirst)
     api.add_middleware(BodyLimit, limit=http.max_body_bytes, timeout_s=http.request_timeout_s)
     api.add_middleware(Measured)

@@ -17,15 +17,22 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.config.load import parse_serving
-from cluster.config.serving import JobServiceSettings, RewardServiceSettings, ServingSettings
+from cluster.config.serving import (
+    HttpSettings,
+    JobServiceSettings,
+    RewardServiceSettings,
+    ServingSettings,
+)
 from cluster.types import AXES, Axis
 from services.access import Access
 from services.api import make_api
 from services.backends import Backends
 from services.job_service import JobService
 from services.keys import require_keys
+from services.limits import InWork
 from services.policy_server import policy_deployment
-from services.replicas import HEALTH, actor_options
+from services.prometheus import count_from_zero
+from services.replicas import actor_options, life
 from services.reward_server import RewardServer
 
 # Its stubs know no deployment of a class that is no decorator's.
@@ -56,16 +63,26 @@ class Gateway:
         client = _get_global_client()
         assert client is not None
         require_keys(self._backends.settings.keys, client.http_config.host)
+        self._in_work = InWork()
+        count_from_zero(gate="safety" in reward, guard=bool(policy and reward))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve asks for the app once the replica stands."""
-        api = make_api(self._backends, Access(self._backends.settings.keys))
+        api = make_api(self._backends, Access(self._backends.settings.keys), self._in_work)
 
         # Serve would put handlers of its own, without our body, into a FastAPI that it sees.
         async def door(scope: Scope, receive: Receive, send: Send) -> None:
             await api(scope, receive, send)
 
         return door
+
+    async def drain(self, timeout_s: float) -> int:
+        """Let no request in any more and wait for those in work; how many are left after that.
+
+        Serve stops all deployments at the same time, when a guarded answer may still need its
+        scores; so whoever stops the service asks for this first.
+        """
+        return await self._in_work.drain(timeout_s)
 
 
 def build(arguments: dict[str, Any]) -> Application:
@@ -85,17 +102,18 @@ def application(settings: ServingSettings) -> Application:
         max_ongoing_requests=_TAKEN,
         max_queued_requests=_TAKEN,
         ray_actor_options={"num_cpus": 0},
-        **HEALTH,
+        **life(settings.longest_request_s),
     )
+    http = settings.http
     return gateway.bind(
         settings.model_dump(mode="json"),
-        {} if settings.reward is None else _reward_models(settings.reward),
-        None if settings.policy is None else policy_deployment(settings.policy),
-        None if settings.jobs is None else _jobs(settings.jobs),
+        _reward_models(settings.reward, http) if settings.reward else {},
+        policy_deployment(settings.policy, http) if settings.policy else None,
+        _jobs(settings.jobs, http) if settings.jobs else None,
     )
 
 
-def _reward_models(settings: RewardServiceSettings) -> dict[Axis, Application]:
+def _reward_models(settings: RewardServiceSettings, http: HttpSettings) -> dict[Axis, Application]:
     models = {axis: getattr(settings, axis) for axis in AXES}
     return {
         axis: _deployment(
@@ -105,14 +123,14 @@ def _reward_models(settings: RewardServiceSettings) -> dict[Axis, Application]:
             max_ongoing_requests=model.max_queued_items,
             max_queued_requests=model.max_queued_items,
             ray_actor_options=actor_options(model.resources),
-            **HEALTH,
+            **life(http.request_timeout_s),
         ).bind(axis, model, settings.policy, settings.deterministic)
         for axis, model in models.items()
         if model is not None
     }
 
 
-def _jobs(settings: JobServiceSettings) -> Application:
+def _jobs(settings: JobServiceSettings, http: HttpSettings) -> Application:
     return _deployment(
         JobService,
         name="jobs",
@@ -120,5 +138,5 @@ def _jobs(settings: JobServiceSettings) -> Application:
         max_queued_requests=_TAKEN,
         # Ray starts jobs on the head, whose disk this replica shares with them.
         ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
-        **HEALTH,
+        **life(http.request_timeout_s),
     ).bind(settings)

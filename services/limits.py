@@ -1,13 +1,17 @@
 """How much comes in, and how slowly: bodies, and the number of requests in work."""
 
 import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.errors import ApiError, error_response, unavailable
 
 # What must be answered also where there is no room.
-_UNCOUNTED_PATHS = ("/health", "/metrics")
+_UNCOUNTED_PATHS = ("/health", "/ready", "/metrics")
+_STREAMS = "event streams"
 
 
 class _Refused(Exception):
@@ -93,6 +97,54 @@ def _is_more(digits: bytes, limit: int) -> bool:
     return len(digits) > len(str(limit)) or int(digits or b"0") > limit
 
 
+class InWork:
+    """The requests that are in work, and whether more may come."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._streams: set[asyncio.Timeout] = set()
+        self._gone = asyncio.Event()
+        self.is_closed = False
+
+    def count(self, kind: str) -> int:
+        """How many of a kind there are."""
+        return self._counts[kind]
+
+    @contextmanager
+    def one(self, kind: str) -> Iterator[None]:
+        """One more of a kind for the time of the block."""
+        self._counts[kind] += 1
+        try:
+            yield
+        finally:
+            self._counts[kind] -= 1
+            if not self._counts.total():
+                self._gone.set()
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[asyncio.Timeout]:
+        """What does not end by itself is ended at closing, by a TimeoutError in the block."""
+        async with asyncio.timeout(None) as until:
+            self._streams.add(until)
+            try:
+                yield until
+            finally:
+                self._streams.discard(until)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Let no more in, end the streams, and wait for the others: how many are left then."""
+        self.is_closed = True
+        now = asyncio.get_running_loop().time()
+        for until in self._streams:
+            until.reschedule(now)
+        self._gone.clear()
+        if self._counts.total():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._gone.wait()
+        return self._counts.total()
+
+
 class Room:
     """ASGI middleware that answers 503 at once while too many requests are in work.
 
@@ -103,27 +155,53 @@ class Room:
         event_streams: streams of a job's events, at most. They last as long as the job and do
             little, so they take nobody else's room.
         retry_after_s: what the 503 says in Retry-After.
+        in_work: where they are counted.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, event_streams: int, retry_after_s: int) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: int, event_streams: int, retry_after_s: int, in_work: InWork
+    ) -> None:
         self._app = app
-        self._limits = {"requests": limit, "event streams": event_streams}
-        self._in_work = dict.fromkeys(self._limits, 0)
+        self._limits = {"requests": limit, _STREAMS: event_streams}
         self._retry_after_s = retry_after_s
+        self._in_work = in_work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http" or scope["path"] in _UNCOUNTED_PATHS:
             await self._app(scope, receive, send)
             return
-        kind = "event streams" if scope["path"].endswith("/events") else "requests"
+        kind = _STREAMS if scope["path"].endswith("/events") else "requests"
         limit = self._limits[kind]
-        if self._in_work[kind] >= limit:
-            error = unavailable(f"{limit} {kind} are in work", self._retry_after_s)
-            await error_response(error)(scope, receive, send)
-            return
-        self._in_work[kind] += 1
+        if self._in_work.is_closed:
+            await self._refuse("the service is stopping", scope, receive, send)
+        elif self._in_work.count(kind) >= limit:
+            await self._refuse(f"{limit} {kind} are in work", scope, receive, send)
+        else:
+            with self._in_work.one(kind):
+                serve = self._stream if kind == _STREAMS else self._app
+                await serve(scope, receive, send)
+
+    async def _refuse(self, reason: str, scope: Scope, receive: Receive, send: Send) -> None:
+        error = unavailable(reason, self._retry_after_s)
+        await error_response(error)(scope, receive, send)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Events until the service stops; whoever follows them asks again where they ended."""
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
-        finally:
-            self._in_work[kind] -= 1
+            async with self._in_work.stream() as until:
+                await self._app(scope, receive, note)
+        except TimeoutError:
+            if not until.expired():
+                raise
+            if started:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await self._refuse("the service is stopping", scope, receive, send)

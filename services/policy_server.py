@@ -10,9 +10,9 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from cluster.config.serving import PolicyServiceSettings
+from cluster.config.serving import HttpSettings, PolicyServiceSettings
 from services.policy_schemas import Kind
-from services.replicas import HEALTH, actor_options
+from services.replicas import actor_options, life
 
 
 class PolicyServer:
@@ -52,7 +52,7 @@ class PolicyServer:
             engine.shutdown()
 
 
-def policy_deployment(settings: PolicyServiceSettings) -> Application:
+def policy_deployment(settings: PolicyServiceSettings, http: HttpSettings) -> Application:
     """The deployment of a policy."""
     deployment: Any = serve.deployment(
         PolicyServer,
@@ -62,7 +62,7 @@ def policy_deployment(settings: PolicyServiceSettings) -> Application:
         max_ongoing_requests=settings.max_num_seqs,
         max_queued_requests=settings.max_queued_requests,
         ray_actor_options=actor_options(settings.resources, engine_environment(settings)),
-        **HEALTH,
+        **life(http.generation_timeout_s),
     )
     return deployment.bind(settings)
 

@@ -58,6 +58,22 @@ def count_access_refused(status: int) -> None:
     _access_refused().inc(1, tags={"status": str(status)})
 
 
+def count_from_zero(gate: bool, guard: bool) -> None:
+    """Show what has not happened yet as 0: a ratio over nothing would show nothing, and a rate
+    misses a first time that comes out of nowhere.
+
+    Args:
+        gate: whether answers are held against the safety gate.
+        guard: whether they are guarded.
+    """
+    for status in (401, 403, 429):
+        _add(_access_refused(), 0, {"status": str(status)})
+    if gate:
+        count_gate(0, 0)
+    if guard:
+        count_guard(0, 0)
+
+
 class Measured:
     """ASGI middleware that counts and times requests by the route's template and the status.
 
@@ -99,9 +115,9 @@ class Measured:
             _seconds().observe(time.perf_counter() - start, tags={"route": route})
 
 
-def _add(counter: Counter, number: int) -> None:
-    if number:  # a counter refuses to be counted up by nothing
-        counter.inc(int(number))
+def _add(counter: Counter, number: int, tags: dict[str, str] | None = None) -> None:
+    # `inc` refuses 0, without which Ray does not show a counter.
+    counter._record(int(number), tags=tags)
 
 
 # Ray keeps a metric for each object that is made, so each is made once in a process, and where it

@@ -128,14 +128,13 @@ def _serve(settings: ServingSettings, address: str | None) -> None:
         announce("starting Ray")
         with ray_session(address, _EMBEDDED_CPUS, Path(folder), environment, dashboard=True):
             http = settings.http
-            longest = max(http.request_timeout_s, http.generation_timeout_s)
             serve.start(
                 # The gateway has its own time-outs, which no client can change; this one is
                 # Serve's, for whatever the gateway might miss.
                 http_options={
                     "host": http.host,
                     "port": http.port,
-                    "request_timeout_s": longest + 30,
+                    "request_timeout_s": settings.longest_request_s + 30,
                 }
             )
             announce(f"starting {', '.join(_served(settings))}")
@@ -143,8 +142,8 @@ def _serve(settings: ServingSettings, address: str | None) -> None:
             _wait_until_ready(settings)
             _say_ready(settings, time.monotonic() - began)
             _wait_for_the_end()
-            announce("draining: requests that are under way are finished")
-            serve.delete(_APP)
+            # Serve waits a minute for an application to go, and fails if it is still there.
+            serve.delete(_APP, _blocking=_drained(settings))
     announce("stopped")
 
 
@@ -165,7 +164,7 @@ def _wait_until_ready(settings: ServingSettings) -> None:
     deadline = time.monotonic() + _READY_TIMEOUT_S
     while True:
         try:
-            answer = httpx.get(f"{_url(settings)}/health", timeout=5)
+            answer = httpx.get(f"{_url(settings)}/ready", timeout=10)
         except httpx.TransportError as error:
             last = type(error).__name__
         else:
@@ -173,7 +172,7 @@ def _wait_until_ready(settings: ServingSettings) -> None:
                 return
             last = f"status {answer.status_code}"
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{_url(settings)}/health: {last} after {_READY_TIMEOUT_S:.0f} s")
+            raise TimeoutError(f"{_url(settings)}/ready: {last} after {_READY_TIMEOUT_S:.0f} s")
         time.sleep(0.1)
 
 
@@ -209,3 +208,35 @@ def _wait_for_the_end() -> None:
         if status != before:
             announce(f"{_APP}: {status}")
         before = status
+
+
+def _drained(settings: ServingSettings) -> bool:
+    """Let requests that are under way come to their end; a second signal ends them.
+
+    Returns:
+        Whether all came to theirs.
+    """
+    import signal
+
+    from ray import serve
+    from ray.exceptions import RayError
+
+    from services.replicas import without_replica
+
+    announce("draining: requests that are under way are finished; Ctrl-C again ends them")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    longest_s = settings.longest_request_s
+    try:
+        if "gateway" in without_replica(_APP):
+            return False  # the call would wait for one
+        left = serve.get_app_handle(_APP).drain.remote(longest_s).result(timeout_s=longest_s + 10)
+    except KeyboardInterrupt:
+        announce("stopping at once")
+        return False
+    except (RayError, TimeoutError) as error:
+        announce(f"the gateway does not answer any more ({type(error).__name__})")
+        return False
+    if left:
+        announce(f"{left} requests took too long")
+    return not left

@@ -1,6 +1,7 @@
 """Whether the service stands, and what Prometheus reads of it."""
 
 import re
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from ray.exceptions import RayError
 
 from cluster.config.serving import JobServiceSettings, KeySettings, ServingSettings
 from services import health_routes, prometheus
@@ -18,6 +20,7 @@ from services.errors import ErrorBody, handle_errors
 from services.keys import create_key
 from services.prometheus import Measured
 from tests.loopback import listening
+from tests.serving import Served
 
 # Ray's agent shows a new number after about ten seconds.
 _PATIENCE_S = 60.0
@@ -53,6 +56,67 @@ def test_health_says_what_is_served(tmp_path: Path) -> None:
     with listening(make_app(KeySettings(path=str(tmp_path / "keys.json")))) as url:
         answer = httpx.get(f"{url}/health")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok", "serves": []})
+
+
+def test_ready_says_which_part_is_missing(keyless: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the gateway itself is well: a part that is replaced is no reason to replace it, too."""
+    answers: list[list[str] | Exception] = [[], ["safety", "policy"], RayError("gone")]
+    asked = []
+
+    def missing() -> list[str]:
+        asked.append(time.monotonic())
+        answer = answers[len(asked) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(health_routes, "missing_parts", missing)
+    for _ in range(5):
+        answer = httpx.get(f"{keyless}/ready")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok", "serves": []})
+    # Who asks often is told what is known, for seconds.
+    assert len(asked) == 1
+    monkeypatch.setattr(health_routes, "_KNOWN_FOR_S", 0.0)
+    for message in ("safety, policy", "RayError"):
+        answer = httpx.get(f"{keyless}/ready")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert message in ErrorBody.model_validate(answer.json()).error.message
+        assert httpx.get(f"{keyless}/health").status_code == 200
+
+
+def test_a_controller_that_does_not_answer_is_waited_for_once(
+    keyless: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    there = threading.Event()
+
+    def missing() -> list[str]:
+        asked.append(1)
+        there.wait(30)
+        return []
+
+    monkeypatch.setattr(health_routes, "missing_parts", missing)
+    monkeypatch.setattr(health_routes, "_KNOWN_FOR_S", 0.0)
+    monkeypatch.setattr(health_routes, "_CONTROLLER_TIMEOUT_S", 0.2)
+    for _ in range(3):
+        answer = httpx.get(f"{keyless}/ready")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert len(asked) == 1
+    there.set()
+    until = time.monotonic() + 10
+    while httpx.get(f"{keyless}/ready").status_code != 200:
+        assert time.monotonic() < until
+
+
+def test_without_a_service_nothing_is_ready(keyless: str) -> None:
+    assert httpx.get(f"{keyless}/ready").status_code == 503
+
+
+def test_a_service_is_ready_and_says_so_without_a_key(served: Served) -> None:
+    answer = httpx.get(f"{served.url}/ready", timeout=30)
+    assert (answer.status_code, answer.json()["serves"]) == (200, ["reward", "policy", "jobs"])
+    document = httpx.get(f"{served.url}/openapi.json", timeout=30).json()
+    assert document["paths"]["/ready"]["get"]["responses"].keys() == {"200", "503"}
 
 
 def test_only_an_admin_reads_the_numbers(tmp_path: Path) -> None:
@@ -117,7 +181,11 @@ def read_after(client: httpx.Client, gauge: str) -> dict[str, float]:
 def test_prometheus_reads_what_was_measured(ray_session: None, keyless: str) -> None:
     # Tests before this one have measured, too, in the same cluster.
     with httpx.Client(base_url=keyless) as client:
+        prometheus.count_from_zero(gate=True, guard=True)
         before = read_after(client, "before")
+        # There before anything is counted, and no count of their own.
+        assert {"gate_under_total", "gate_answers_total", "guard_refused_total"} <= before.keys()
+        assert {f"access_refused_total status={n}" for n in (401, 403, 429)} <= before.keys()
         for job in ("one", "two", "three"):
             assert client.get(f"/v1/jobs/{job}").status_code == 200
         assert client.get("/nowhere/secret").status_code == 404

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from services.errors import handle_errors
-from services.limits import BodyLimit, Room
+from services.limits import BodyLimit, InWork, Room
 from tests.loopback import listening
 
 LIMIT = 1000
@@ -221,10 +221,14 @@ class Work:
         self.ended = 0
         self.go = asyncio.Event()
         self.app = FastAPI()
-        self.app.add_middleware(Room, limit=limit, event_streams=1, retry_after_s=3)
+        self.in_work = InWork()
+        self.app.add_middleware(
+            Room, limit=limit, event_streams=1, retry_after_s=3, in_work=self.in_work
+        )
 
         @self.app.get("/slow")
         async def slow() -> str:
+            self.loop = asyncio.get_running_loop()
             self.started += 1
             try:
                 await self.go.wait()
@@ -237,6 +241,7 @@ class Work:
         async def stream() -> StreamingResponse:
             async def pieces() -> AsyncIterator[bytes]:
                 self.started += 1
+                self.loop = asyncio.get_running_loop()
                 try:
                     yield b"first "
                     await self.go.wait()
@@ -254,6 +259,11 @@ class Work:
         @self.app.get("/metrics")
         async def health() -> str:
             return "ok"
+
+    async def drain(self, timeout_s: float) -> int:
+        """In the loop of the application, which is not ours."""
+        drained = asyncio.run_coroutine_threadsafe(self.in_work.drain(timeout_s), self.loop)
+        return await asyncio.wrap_future(drained)
 
     async def until(self, started: int, ended: int = 0) -> None:
         async with asyncio.timeout(10):
@@ -305,6 +315,47 @@ def test_streams_of_events_have_a_room_of_their_own() -> None:
         asyncio.run(one(url, work))
 
 
+def test_who_stops_waits_for_what_is_in_work_and_lets_no_more_in() -> None:
+    async def one(url: str, work: Work) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            slow = asyncio.create_task(client.get("/slow"))
+            streamed = asyncio.create_task(client.get("/stream"))
+            await work.until(2)
+            assert await work.drain(0.1) == 2
+            refused = await client.get("/slow")
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "3")
+            assert (await client.get("/v1/jobs/one/events")).status_code == 503
+            assert (await client.get("/health")).status_code == 200
+            drained = asyncio.create_task(work.drain(20))
+            await asyncio.sleep(0.2)
+            assert not drained.done()
+            work.go.set()
+            assert await drained == 0
+            assert (await slow).status_code == 200
+            assert (await streamed).text == "first second"
+            assert await work.drain(20) == 0
+
+    work = Work(3)
+    with listening(work.app) as url:
+        asyncio.run(one(url, work))
+
+
+def test_who_stops_ends_streams_of_events() -> None:
+    """They last as long as the job; their end is a whole one, so that a client asks again."""
+
+    async def one(url: str, work: Work) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            streamed = asyncio.create_task(client.get("/v1/jobs/one/events"))
+            await work.until(1)
+            assert await work.drain(20) == 0
+            assert ((await streamed).status_code, (await streamed).text) == (200, "first ")
+            await work.until(1, 1)
+
+    work = Work(3)
+    with listening(work.app) as url:
+        asyncio.run(one(url, work))
+
+
 def test_who_fails_or_leaves_makes_room() -> None:
     async def one(url: str, work: Work) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
@@ -342,7 +393,7 @@ def test_who_is_cancelled_makes_room() -> None:
         async def receive() -> Message:
             return {"type": "http.disconnect"}
 
-        room = Room(waits, limit=1, event_streams=1, retry_after_s=1)
+        room = Room(waits, limit=1, event_streams=1, retry_after_s=1, in_work=InWork())
         scope = {"type": "http", "path": "/v1/score", "headers": []}
         for _ in range(3):
             task = asyncio.create_task(room(scope, receive, send))

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from cluster.config.roles import Resources
-from cluster.config.serving import PolicyServiceSettings
+from cluster.config.serving import HttpSettings, PolicyServiceSettings
 from services.policy_engine import engine_arguments
 from services.policy_server import engine_environment, policy_deployment
 
@@ -15,12 +15,14 @@ def test_the_deployment_is_as_the_settings_say() -> None:
     settings = PolicyServiceSettings(
         path="p", replicas=2, max_num_seqs=8, max_queued_requests=5, resources=resources
     )
-    application: Any = policy_deployment(settings)
+    application: Any = policy_deployment(settings, HttpSettings(generation_timeout_s=100))
     deployment = application._bound_deployment
     assert deployment.name == "policy"
     assert deployment.num_replicas == 2
     assert deployment.max_ongoing_requests == 8
     assert deployment.max_queued_requests == 5
+    # What is being answered may come to its end.
+    assert deployment._deployment_config.graceful_shutdown_timeout_s >= 100
     options = deployment.ray_actor_options
     assert (options["num_cpus"], options["num_gpus"]) == (2, 1)
     assert options["resources"] == {"fast": 1}
