@@ -29,9 +29,10 @@ from tests.manifests import (
 )
 
 
-@pytest.mark.parametrize("other", ["RayJob", "RayCronJob", "RayCluster"])
+@pytest.mark.parametrize("other", RAY_KINDS)
 def test_the_small_node_holds_the_service_and_what_runs_beside_it(other: str) -> None:
-    """A measurement that never finds room waits until its deadline, every night."""
+    """A measurement without room waits until its deadline, every night; a second service is an
+    upgrade of the first."""
     guide = (K8S / "README.md").read_text()
     (node,) = re.findall(r"`dev-cpu` \| .*one, with (\d+) cores and (\d+) GiB for pods", guide)
     documents = build("dev-cpu")
