@@ -103,6 +103,7 @@ def test_the_pods_that_a_run_starts_with_hold_its_widest_stage(overlay: str) -> 
         assert wanted["GPU"] <= there["GPU"], role
         # GPUs that nobody asks for would stand idle for the whole run.
         assert wanted["GPU"] == there["GPU"] or role == "learner", role
+        assert wanted["CPU"] or groups[role]["replicas"] == 0, role
 
 
 def test_the_pods_of_the_night_hold_its_widest_moment(overlay: str) -> None:

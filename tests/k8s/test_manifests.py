@@ -24,7 +24,9 @@ from tests.manifests import (
     component,
     every_document,
     kustomize,
+    one,
     pod_templates,
+    ray_pods,
 )
 
 CHECKER = ROOT.parent / "shared" / "kuberay-schemas" / "check.py"
@@ -191,6 +193,25 @@ def test_the_guide_makes_every_secret_that_is_named() -> None:
 
 
 # The guide
+
+
+def test_the_guides_backup_has_every_folder_of_the_volume() -> None:
+    (saved,) = re.findall(r"tar --create --gzip ([a-z ]+) >", (K8S / "README.md").read_text())
+    (container,) = ray_pods(one(build("gpu"), "RayJob"))[0]["containers"]
+    folders = {mount["subPath"] for mount in container["volumeMounts"] if "subPath" in mount}
+    assert set(saved.split()) == folders == {"runs", "data", "models"}
+
+
+def test_what_an_edited_recipe_is_applied_with() -> None:
+    """The recipe is in a ConfigMap, which is not among what `component=train` applies."""
+    (config_map,) = [
+        document
+        for document in build("gpu")
+        if document["kind"] == "ConfigMap" and "recipe.yaml" in document["data"]
+    ]
+    rows = (K8S / "README.md").read_text().splitlines()
+    (row,) = [line for line in rows if line.startswith("| a recipe |")]
+    assert f"component={component(config_map)}" in row
 
 
 def test_the_guide_names_what_there_is() -> None:

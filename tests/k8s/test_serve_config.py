@@ -11,6 +11,7 @@ from tests.manifests import (
     Document,
     build,
     find_out,
+    groups_by_role,
     one,
     ray_pods,
     recipe_of_job,
@@ -95,11 +96,18 @@ def test_gpu_services_have_two_of_everything_on_different_nodes() -> None:
     for overlay in ("gpu", "gpu-large"):
         config, settings = serve_config(build(overlay)), serving(build(overlay))
         apart = {
-            one["name"]: one["max_replicas_per_node"]
-            for one in config["applications"][0]["deployments"]
+            each["name"]: each["max_replicas_per_node"]
+            for each in config["applications"][0]["deployments"]
         }
         assert apart == {"gateway": 1, "safety": 1, "helpfulness": 1, "policy": 1}
-        assert config["applications"][0]["deployments"][0]["num_replicas"] == 2
+        gateway = config["applications"][0]["deployments"][0]
+        assert gateway["num_replicas"] == 2
+        # Both in the pods of one group, which are on different machines; it asks for no CPU.
+        options = gateway["ray_actor_options"]
+        assert options == {"num_cpus": 0, "label_selector": {"role": "serve-reward"}}
+        group = groups_by_role(one(build(overlay), "RayService"))["serve-reward"]
+        assert group["template"]["spec"]["topologySpreadConstraints"]
+        assert group["minReplicas"] == 2
         assert settings.policy is not None
         assert settings.policy.replicas == 2
         assert settings.reward is not None
