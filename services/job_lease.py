@@ -106,9 +106,9 @@ class Lease:
 
     def refusal(self) -> ApiError:
         """503, and who has it."""
-        by = "another service is about to keep" if self._other is None else f"{self._other} keeps"
+        keeper = "no service yet" if self._other is None else self._other
         return unavailable(
-            f"{by} the jobs of this runs root, so this service changes none",
+            f"{keeper} keeps the jobs of this runs root, so this service changes none",
             _RETRY_AFTER_S,
             "kept_elsewhere",
         )

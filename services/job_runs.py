@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 from pyarrow import fs
+from pydantic import JsonValue, TypeAdapter
 
 from cluster.atomic import join, resolve
 from cluster.run_directory import RunStatus
@@ -25,6 +26,7 @@ from services.job_schemas import LISTED_NAME, JobState
 # A run of another machine's that has written nothing for so long is taken for dead. Loading a
 # large model, or measuring one, writes nothing for minutes.
 _SILENT_S = 300.0
+_JSON = TypeAdapter(dict[str, JsonValue])
 
 
 @dataclass(frozen=True)
@@ -281,9 +283,9 @@ def _json_object(data: bytes | None) -> dict[str, Any]:
 def _yaml_object(data: bytes | None) -> dict[str, Any] | None:
     try:
         # The C parser is ten times faster; a recipe has hundreds of lines.
-        document = yaml.load(data or b"", yaml.CSafeLoader)
-        # YAML has more than JSON: dates, keys that are numbers, infinities, loops.
-        is_json = json.loads(json.dumps(document, allow_nan=False)) == document
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        # YAML has more than JSON: dates, keys that are numbers, loops, infinities.
+        document = _JSON.validate_python(yaml.load(data or b"", yaml.CSafeLoader))
+        json.dumps(document, allow_nan=False)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    return document if is_json and isinstance(document, dict) else None
+    return document

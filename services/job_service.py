@@ -87,8 +87,8 @@ class JobService:
     def __del__(self) -> None:
         """Serve calls it when it stops the replica, so that the next service need not wait."""
         if hasattr(self, "_work"):
-            self._work.cancel()
             self._lease.release()
+            self._work.cancel()
 
     async def check_health(self) -> None:
         """Serve asks now and then; a replica whose queue stands still is replaced."""
