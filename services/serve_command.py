@@ -3,6 +3,7 @@
 settings -> checks -> Ray -> Serve application -> health check through the port -> ready
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ _PARTS = ("reward", "policy", "jobs")
 _EMBEDDED_CPUS = 64
 _READY_TIMEOUT_S = 120.0
 _LOOK_EVERY_S = 5.0
+_MARGIN_S = 10.0
 
 
 def serve_command(
@@ -218,7 +220,6 @@ def _drained(settings: ServingSettings) -> bool:
     """
     import signal
 
-    from ray import serve
     from ray.exceptions import RayError
 
     from services.replicas import without_replica
@@ -226,17 +227,31 @@ def _drained(settings: ServingSettings) -> bool:
     announce("draining: requests that are under way are finished; Ctrl-C again ends them")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    longest_s = settings.longest_request_s
     try:
         if "gateway" in without_replica(_APP):
             return False  # the call would wait for one
-        left = serve.get_app_handle(_APP).drain.remote(longest_s).result(timeout_s=longest_s + 10)
+        left = asyncio.run(_drain_gateway(settings.longest_request_s))
     except KeyboardInterrupt:
         announce("stopping at once")
         return False
     except (RayError, TimeoutError) as error:
         announce(f"the gateway does not answer any more ({type(error).__name__})")
         return False
+    finally:
+        # What comes now takes seconds, and leaves processes behind where it is not finished.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     if left:
         announce(f"{left} requests took too long")
     return not left
+
+
+async def _drain_gateway(longest_s: float) -> int:
+    """How many requests are left in work; in throughput mode Serve's handles need an event loop."""
+    from ray import serve
+
+    # It complains that its handle lives longer than the loop.
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+    async with asyncio.timeout(longest_s + _MARGIN_S):
+        left: int = await serve.get_app_handle(_APP).drain.remote(longest_s)
+    return left
