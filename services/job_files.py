@@ -2,11 +2,14 @@
 
 import codecs
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pyarrow import fs
+
+from services.errors import writable
 
 LONGEST_CHARACTER = 4
 """Bytes of the longest character in UTF-8."""
@@ -91,10 +94,22 @@ def metric_row(line: Line) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    row = json.loads(line.data)
+    try:
+        row = json.loads(line.data)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
     if not isinstance(row, dict) or not {"stage", "step", "time"} <= row.keys():
         raise ValueError("not an object with stage, step and time")
     for name, value in row.items():
         if not isinstance(value, _KINDS.get(name, int | float)):
             raise ValueError(f"{name!r} is a {type(value).__name__}")
+        if not (_can_be_told(name) and _can_be_told(value)):
+            raise ValueError(f"{name!r} is not finite, or not text")
     return row
+
+
+def _can_be_told(value: str | float) -> bool:
+    """Whether an answer can hold it; what somebody else wrote may have any text and number."""
+    if isinstance(value, str):
+        return writable(value) == value
+    return abs(value) <= sys.float_info.max

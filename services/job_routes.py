@@ -204,7 +204,7 @@ def job_routes(backends: Backends) -> APIRouter:
 async def _may_still_read(request: Request) -> bool:
     access: Access = request.app.state.access
     try:
-        key = access.known(request, await _bearer(request))
+        access.require(request, await _bearer(request), "jobs:read")
     except ApiError:
         return False
-    return key is None or key.allows("jobs:read")
+    return True

@@ -75,10 +75,17 @@ def test_a_line_that_is_no_row_is_refused(tmp_path: Path) -> None:
         '{"stage": "ppo", "step": 1, "time": 0.5, "kl": 2.0}\n{"stage": "ppo"}\n[\n'
         '{"stage": 1, "step": 1, "time": 0.5}\n'
         '{"stage": "ppo", "step": 1, "time": 0.5, "kl": "x"}\n'
+        # What would end an answer, or a stream, half-way.
+        '{"stage": "ppo", "step": 1, "time": 0.5, "kl": NaN}\n'
+        '{"stage": "ppo", "step": 1, "time": -Infinity}\n'
+        '{"stage": "\\ud800", "step": 1, "time": 0.5}\n'
+        '{"stage": "ppo", "step": 1, "time": 0.5, "\\ud800": 1}\n'
+        f'{{"stage": "ppo", "step": 1, "time": 0.5, "kl": 1{"0" * 400}}}\n'
+        f"{'[' * 100_000}\n"
     )
     row, *wrong = read_lines(LOCAL, str(path), 0)
     assert metric_row(row)["kl"] == 2.0
-    assert len(wrong) == 4
+    assert len(wrong) == 10
     for line in wrong:
         with pytest.raises(ValueError, match=r"."):
             metric_row(line)
