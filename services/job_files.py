@@ -108,8 +108,8 @@ def metric_row(line: Line) -> dict[str, Any]:
     return row
 
 
-def _can_be_told(value: str | float) -> bool:
+def _can_be_told(value: object) -> bool:
     """Whether an answer can hold it; what somebody else wrote may have any text and number."""
     if isinstance(value, str):
         return writable(value) == value
-    return abs(value) <= sys.float_info.max
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
