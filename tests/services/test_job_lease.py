@@ -35,10 +35,11 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
         "job_lease._SETTLE_S": 0.05,
         "job_lease._RENEW_EVERY_S": 0.05,
         "job_lease._LOOK_EVERY_S": 0.05,
-        "job_lease._HELD_S": 0.6,
-        "job_lease._EXPIRED_S": 1.0,
+        "job_lease._HELD_S": 2.0,
+        "job_lease._EXPIRED_S": 3.0,
         "job_runner._LOOK_EVERY_S": 0.01,
         "job_service._RECORDS_KEPT_S": 0.05,
+        "job_service._LEASE_PATIENCE_S": 2.0,
     }.items():
         monkeypatch.setattr(f"services.{name}", seconds)
 
@@ -70,13 +71,15 @@ def test_one_of_two_has_it_and_the_other_gets_it_when_it_is_let_go(
     assert two.other is None
 
 
-def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
+def test_of_many_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Eight threads on a busy machine are slow to write what they have found free.
+    monkeypatch.setattr("services.job_lease._SETTLE_S", 0.5)
     leases = [Lease(RunsRoot(str(tmp_path))) for _ in range(8)]
 
     async def test() -> None:
         took = [asyncio.create_task(lease.take()) for lease in leases]
         await asyncio.wait(took, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         assert sum(lease.is_held for lease in leases) == 1
         for task in took:
             task.cancel()
@@ -91,7 +94,7 @@ def test_a_holder_that_says_nothing_has_stopped_before_another_begins(tmp_path: 
     while not two.try_to_take():
         assert time.monotonic() - began < 10
         time.sleep(0.02)
-    assert time.monotonic() - began >= 1.0
+    assert time.monotonic() - began >= 3.0
     assert not one.is_held
     # Awake again, it does not take back what it has lost.
     one.renew()
@@ -107,14 +110,14 @@ def test_one_that_is_renewed_stays(tmp_path: Path) -> None:
     async def test() -> None:
         await one.take()
         keep, take = asyncio.create_task(one.keep()), asyncio.create_task(two.take())
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(4.0)
         assert one.is_held
         assert not two.is_held
         # Somebody who believed it to be free.
         (tmp_path / ".jobs" / "lease.json").write_text("{}")
         await asyncio.wait_for(keep, 1.0)
         assert not one.is_held
-        await asyncio.wait_for(take, 5.0)
+        await asyncio.wait_for(take, 10.0)
 
     asyncio.run(test())
 

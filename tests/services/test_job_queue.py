@@ -114,9 +114,11 @@ def at_work(one: Bench, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test while the runner works; what ends the runner ends the test."""
 
     async def both() -> None:
+        keep = asyncio.create_task(one.lease.keep())
         work, tested = asyncio.create_task(one.runner.run()), asyncio.create_task(test())
         done, _ = await asyncio.wait({work, tested}, return_when=asyncio.FIRST_COMPLETED)
-        work.cancel()
+        for task in (keep, work):
+            task.cancel()
         for task in done:
             task.result()
 
