@@ -135,8 +135,8 @@ class InWork:
         """Let no more in, end the streams, and wait for the others: how many are left then."""
         self.is_closed = True
         now = asyncio.get_running_loop().time()
-        for until in self._streams:
-            until.reschedule(now)
+        while self._streams:  # each once: one that is ending must not be told again
+            self._streams.pop().reschedule(now)
         self._gone.clear()
         if self._counts.total():
             with suppress(TimeoutError):

@@ -52,6 +52,16 @@ async def ask(session: aiohttp.ClientSession, served: Served, n: int) -> tuple[i
         return 200, found["results"][0]["scores"]["safety"]["logit"]
 
 
+async def state(session: aiohttp.ClientSession, served: Served) -> tuple[int, int, str]:
+    """The statuses of /health and /ready, and what is said to be missing."""
+    async with session.get(f"{served.url}/health") as health:
+        pass
+    async with session.get(f"{served.url}/ready") as ready:
+        body = await ready.json()
+    reason = body["error"]["message"] if ready.status == 503 else ""
+    return health.status, ready.status, reason
+
+
 async def right_scores(served: Served) -> list[float]:
     async with aiohttp.ClientSession() as session:
         found = [await ask(session, served, n) for n in range(len(TEXTS))]
@@ -139,17 +149,27 @@ def test_twice_the_capacity(scoring: Served) -> None:
 def test_a_replica_that_dies_under_load(scoring: Served, tmp_path: Path) -> None:
     right = asyncio.run(right_scores(scoring))
     (victim,) = processes(scoring, "ray::ServeReplica:rayward:safety")
+    said: list[tuple[int, int, str]] = []
+
+    async def watched() -> None:
+        """Until the service has said that it is not ready, and then that it is."""
+        async with aiohttp.ClientSession() as session, asyncio.timeout(60):
+            while not any(ready == 503 for _, ready, _ in said) or said[-1][1] != 200:
+                said.append(await state(session, scoring))
+                await asyncio.sleep(0.25)
 
     async def kill_meanwhile() -> tuple[Counter[int], float]:
         load = asyncio.create_task(offered(scoring, 20.0, UNDER_LOAD_S, right))
         await asyncio.sleep(5)
         os.kill(victim.pid, signal.SIGKILL)
         killed = time.monotonic()
+        watch = asyncio.create_task(watched())
         await asyncio.sleep(0.5)
         async with aiohttp.ClientSession() as session:
             while (await ask(session, scoring, 0))[0] != 200:
                 await asyncio.sleep(0.25)
             back = time.monotonic() - killed
+        await watch
         counts, _ = await load
         return counts, back
 
@@ -157,4 +177,7 @@ def test_a_replica_that_dies_under_load(scoring: Served, tmp_path: Path) -> None
     assert set(counts) <= {200, 503}
     assert counts[200] > 0
     assert back < 30
+    # The gateway stands all the time, and says what is missing.
+    assert {health for health, _, _ in said} == {200}
+    assert {reason for _, ready, reason in said if ready == 503} == {"no replica stands of: safety"}
     assert asyncio.run(right_scores(scoring)) == pytest.approx(right, abs=1e-6)
