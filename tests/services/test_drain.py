@@ -69,3 +69,31 @@ def test_what_is_under_way_is_finished_with_its_scores(guarded: Served) -> None:
         "draining: requests that are under way are finished; Ctrl-C again ends them",
         "stopped",
     ]
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_what_is_under_way(guarded: Served) -> None:
+    ended: list[str] = []
+
+    def ask() -> None:
+        long = {**GUARDED, "n": 1, "max_tokens": 480, "guard": {"best_of": 256}}
+        try:
+            ended.append(str(httpx.post(f"{guarded.url}{CHAT}", json=long, timeout=300)))
+        except httpx.TransportError as error:
+            ended.append(type(error).__name__)
+
+    asked = threading.Thread(target=ask)
+    asked.start()
+    time.sleep(1)
+    guarded.process.send_signal(signal.SIGINT)
+    until = time.monotonic() + 30
+    while "draining" not in guarded.log.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(2)
+    assert guarded.process.poll() is None
+    assert not ended
+    guarded.process.send_signal(signal.SIGINT)
+    assert guarded.process.wait(60) == 0
+    asked.join()
+    assert guarded.log.read_text().splitlines()[-2:] == ["stopping at once", "stopped"]
