@@ -231,14 +231,10 @@ class JobService:
         """Run jobs for as long as this is the service that keeps them; wait until it is."""
         while True:
             await self._lease.take()
-            # Others may have written since, and what a runner remembers may no longer be so.
-            await self._queue.reload()
-            self._runner = self._new_runner()
             work = {
-                asyncio.create_task(self._runner.run()),
+                asyncio.create_task(self._run_jobs()),
                 asyncio.create_task(self._lease.keep()),
             }
-            self._keeps_jobs.set()
             try:
                 done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
                 for one in done:
@@ -249,6 +245,13 @@ class JobService:
                 self._keeps_jobs.clear()
                 for one in work:
                     one.cancel()
+
+    async def _run_jobs(self) -> None:
+        # Others may have written since, and what a runner remembers may no longer be so.
+        await self._queue.reload()
+        self._runner = self._new_runner()
+        self._keeps_jobs.set()
+        await self._runner.run()
 
     async def _require_keeper(self) -> None:
         if self._lease.other is None:

@@ -264,6 +264,25 @@ def test_a_service_that_loses_the_lease_changes_nothing_and_waits(
     asyncio.run(test())
 
 
+def test_a_store_that_is_slow_to_list_costs_nobody_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Records.load
+    request = SubmitRequest(kind="recipe", config=CONFIG)
+
+    def slowly(records: Records) -> dict[str, JobRecord]:
+        time.sleep(3.0)
+        return load(records)
+
+    async def test() -> None:
+        async with service(str(tmp_path), monkeypatch, Rays()) as one:
+            monkeypatch.setattr(Records, "load", slowly)
+            await until(lambda: keeps(one))
+            await submitted(one, request)
+
+    asyncio.run(test())
+
+
 async def refuses(one: Any, request: SubmitRequest) -> bool:  # noqa: ANN401
     found = await one.submit(request, None)
     return isinstance(found, Refusal) and "other-" in found.message
