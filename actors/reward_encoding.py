@@ -30,7 +30,7 @@ class RewardEncoder:
         tokenizer: PreTrainedTokenizerBase,
         policy_tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._policy_tokenizer = policy_tokenizer
         self.same_tokens = policy_tokenizer is not None and speak_alike(tokenizer, policy_tokenizer)
 
@@ -41,7 +41,7 @@ class RewardEncoder:
             return rollout.token_ids.tolist()
         text = decode_response(self._policy_tokenizer, rollout.response_ids.tolist())
         ended = rollout.finish_reason == "stop"
-        return encode_answered(self._tokenizer, rollout.prompt.messages, text, ended)
+        return encode_answered(self.tokenizer, rollout.prompt.messages, text, ended)
 
     def answered(self, messages: Sequence[Message], response: str, ended: bool) -> list[int]:
         """The ids of a conversation and its answer: those of `rollout`, from text.
@@ -53,8 +53,8 @@ class RewardEncoder:
             InputError: as `actors.chat.encode_prompt`.
         """
         if not self.same_tokens:
-            return encode_answered(self._tokenizer, messages, response, ended)
-        ids = encode_conversation(self._tokenizer, messages, response).token_ids
+            return encode_answered(self.tokenizer, messages, response, ended)
+        ids = encode_conversation(self.tokenizer, messages, response).token_ids
         return ids if ended else ids[:-1]
 
     def written(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -63,15 +63,15 @@ class RewardEncoder:
         Args:
             add_special_tokens: add those that the tokenizer puts around a text by itself.
         """
-        return list(self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
     def end_anew(self, text: str) -> str:
         """A text with the padding and end tokens at both ends taken off, and one end token put on.
 
         A model without an end token closes a text in a way of its own.
         """
-        end = str(self._tokenizer.eos_token or "")
-        marks = [str(mark) for mark in (end, self._tokenizer.pad_token) if mark]
+        end = str(self.tokenizer.eos_token or "")
+        marks = [str(mark) for mark in (end, self.tokenizer.pad_token) if mark]
         first, last = 0, len(text)
         while mark := next((mark for mark in marks if text.startswith(mark, first)), None):
             first += len(mark)
@@ -81,7 +81,7 @@ class RewardEncoder:
 
     def template_hash(self) -> str:
         """SHA-256 of the chat template's text, in hexadecimal."""
-        return hashlib.sha256(str(self._tokenizer.chat_template).encode()).hexdigest()
+        return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
 
 
 def cut(ids: list[int], room: int, side: CutSide) -> list[int]:

@@ -37,7 +37,7 @@ class RewardServer:
         # Here and not above: the gateway imports this file and does without torch.
         import torch
 
-        from actors.reward_model import RewardModel, load_reward_tokenizer
+        from actors.reward_model import RewardModel
         from services.text_bounds import TextBounds
 
         section = f"reward.{axis}"
@@ -47,8 +47,7 @@ class RewardServer:
         self._model = RewardModel(axis, model.path, model, policy, section)
         self._version = self._model.digest()
         self._template_hash = self._model.encoder.template_hash()
-        tokenizer = load_reward_tokenizer(axis, model.path, model, section)
-        self._bounds = TextBounds(tokenizer, self._model.room)
+        self._bounds = TextBounds(self._model.encoder.tokenizer, self._model.room)
         # One thread alone: whether special tokens are recognised is a state of the tokenizer.
         self._reader = ThreadPoolExecutor(1, "tokenizer")
         self._batches = RewardBatches(axis, self._model.passes, model)
