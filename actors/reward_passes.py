@@ -2,10 +2,9 @@
 
 Two ways. Fixed: a pass has a shape that depends on nothing but the length of its sequences, so that
 equal sequences get equal bits whatever they are scored with; rows that are missing are filled up.
-Free: a pass has the rows that there are. On CPUs its sequences are still padded to their own
-length's multiple of 16, and nothing is done twice: the same bits where they were compared (AMD,
-MKL, float32), and the same to rounding anywhere. On GPUs, which want few and large passes,
-sequences of unlike length share one.
+Free: a pass has the rows that there are. Its sequences are still padded to their own length's
+multiple of 16, and nothing is done twice: in float32 on CPUs the same bits where they were compared
+(AMD, MKL), and the same to rounding anywhere.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from actors.microbatches import length_mask, plan_microbatches, right_pad
+from actors.microbatches import length_mask, right_pad
 from actors.models import ignores_padding, sequence_scores
 from cluster.types import Float32Array
 
@@ -37,6 +36,12 @@ class RewardPasses:
         self._max_tokens = max_tokens
         self._pads = ignores_padding(model)
 
+    @property
+    def wants_fixed(self) -> bool:
+        """Whether company in a free pass may change more of a score than its last bits: on GPUs,
+        and in bfloat16."""
+        return self._model.device.type != "cpu" or self._model.dtype != torch.float32
+
     def plan(
         self, lengths: Sequence[int], fixed: bool, max_tokens: int | None = None
     ) -> list[list[int]]:
@@ -54,8 +59,6 @@ class RewardPasses:
             # Padding would mislead it: one row at a time.
             return [[index] for index in range(len(lengths))]
         most = min(self._max_tokens, max_tokens or self._max_tokens)
-        if not fixed and self._model.device.type != "cpu":
-            return plan_microbatches([self._padded(length) for length in lengths], most)
         buckets: dict[int, list[int]] = {}
         for index, length in enumerate(lengths):
             buckets.setdefault(self._padded(length), []).append(index)

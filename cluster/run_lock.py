@@ -19,6 +19,11 @@ class LockOwner(NamedTuple):
     pid: int
     host: str
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, on this machine."""
+        return self.host == socket.gethostname()
+
 
 def acquire(root: Path) -> IO[str]:
     """Lock a run directory for as long as the file that is returned stays open.

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,9 +145,7 @@ class RunFiles:
     def owner_is_gone(self) -> bool:
         """Whether the process that last wrote here ran on this machine, and is no more."""
         owner = self._owner()
-        if owner is None or owner.host != socket.gethostname():
-            return False
-        return not os.path.exists(f"/proc/{owner.pid}")
+        return owner is not None and owner.is_here and not os.path.exists(f"/proc/{owner.pid}")
 
     def is_at_work(self, since: datetime | None) -> bool:
         """Whether a job's process, begun after `since`, may still write here, whatever Ray knows.
@@ -160,7 +157,7 @@ class RunFiles:
             return False
         if since is not None and status.updated < since:
             return False
-        if owner.host == socket.gethostname():
+        if owner.is_here:
             # A job's command names its run; another process may have the same number since.
             return os.path.basename(self.path).encode() in _command(owner.pid)
         names = ("status.json", "metrics.jsonl")

@@ -35,16 +35,13 @@ class RewardServer:
         self, axis: Axis, model: ServedRewardModel, policy: str | None, deterministic: bool
     ) -> None:
         # Here and not above: the gateway imports this file and does without torch.
-        import torch
-
         from actors.reward_model import RewardModel
         from services.text_bounds import TextBounds
 
         section = f"reward.{axis}"
         self._axis = axis
-        on_cpu = not torch.cuda.is_available()  # as `RewardModel` chooses
-        self._deterministic = deterministic or not (on_cpu and model.precision == "float32")
         self._model = RewardModel(axis, model.path, model, policy, section)
+        self._deterministic = deterministic or self._model.passes.wants_fixed
         self._version = self._model.digest()
         self._template_hash = self._model.encoder.template_hash()
         self._bounds = TextBounds(self._model.encoder.tokenizer, self._model.room)

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from urllib.parse import urlsplit
 
 import httpx
@@ -271,111 +271,112 @@ class Work:
                 await asyncio.sleep(0.005)
 
 
-def test_beyond_the_room_requests_are_turned_away_at_once() -> None:
-    async def one(url: str, work: Work) -> None:
+def ask(work: Work, one: Callable[[httpx.AsyncClient, Work], Awaitable[None]]) -> None:
+    """Run one with a client of the work's application, which listens on a port."""
+
+    async def asked(url: str) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            slow = [asyncio.create_task(client.get("/slow")) for _ in range(3)]
-            await work.until(3)
-            start = time.monotonic()
-            refused = await asyncio.gather(*(client.get("/slow") for _ in range(20)))
-            assert time.monotonic() - start < 5
-            assert {answer.status_code for answer in refused} == {503}
-            assert {answer.headers["Retry-After"] for answer in refused} == {"3"}
-            assert refused[0].json()["error"]["type"] == "overloaded_error"
-            assert work.started == 3
-            for path in ("/health", "/metrics"):
-                assert (await client.get(path)).status_code == 200
-            work.go.set()
-            assert {answer.status_code for answer in await asyncio.gather(*slow)} == {200}
-            again = await asyncio.gather(*(client.get("/slow") for _ in range(3)))
-            assert {answer.status_code for answer in again} == {200}
+            await one(client, work)
+
+    with listening(work.app) as url:
+        asyncio.run(asked(url))
+
+
+def test_beyond_the_room_requests_are_turned_away_at_once() -> None:
+    async def one(client: httpx.AsyncClient, work: Work) -> None:
+        slow = [asyncio.create_task(client.get("/slow")) for _ in range(3)]
+        await work.until(3)
+        start = time.monotonic()
+        refused = await asyncio.gather(*(client.get("/slow") for _ in range(20)))
+        assert time.monotonic() - start < 5
+        assert {answer.status_code for answer in refused} == {503}
+        assert {answer.headers["Retry-After"] for answer in refused} == {"3"}
+        assert refused[0].json()["error"]["type"] == "overloaded_error"
+        assert work.started == 3
+        for path in ("/health", "/metrics"):
+            assert (await client.get(path)).status_code == 200
+        work.go.set()
+        assert {answer.status_code for answer in await asyncio.gather(*slow)} == {200}
+        again = await asyncio.gather(*(client.get("/slow") for _ in range(3)))
+        assert {answer.status_code for answer in again} == {200}
 
     work = Work(3)
-    with listening(work.app) as url:
-        asyncio.run(one(url, work))
+    ask(work, one)
 
 
 def test_streams_of_events_have_a_room_of_their_own() -> None:
-    async def one(url: str, work: Work) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            events = "/v1/jobs/one/events"
-            async with client.stream("GET", events) as answer:
-                assert answer.status_code == 200
-                await work.until(1)
-                assert (await client.get(events)).status_code == 503
-                slow = asyncio.create_task(client.get("/slow"))
-                await work.until(2)
-                assert (await client.get("/slow")).status_code == 503
-                work.go.set()
-                assert (await slow).status_code == 200
-            assert (await client.get(events)).status_code == 200
+    async def one(client: httpx.AsyncClient, work: Work) -> None:
+        events = "/v1/jobs/one/events"
+        async with client.stream("GET", events) as answer:
+            assert answer.status_code == 200
+            await work.until(1)
+            assert (await client.get(events)).status_code == 503
+            slow = asyncio.create_task(client.get("/slow"))
+            await work.until(2)
+            assert (await client.get("/slow")).status_code == 503
+            work.go.set()
+            assert (await slow).status_code == 200
+        assert (await client.get(events)).status_code == 200
 
     work = Work(1)
-    with listening(work.app) as url:
-        asyncio.run(one(url, work))
+    ask(work, one)
 
 
 def test_who_stops_waits_for_what_is_in_work_and_lets_no_more_in() -> None:
-    async def one(url: str, work: Work) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            slow = asyncio.create_task(client.get("/slow"))
-            streamed = asyncio.create_task(client.get("/stream"))
-            await work.until(2)
-            assert await work.drain(0.1) == 2
-            refused = await client.get("/slow")
-            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "3")
-            assert (await client.get("/v1/jobs/one/events")).status_code == 503
-            assert (await client.get("/health")).status_code == 200
-            drained = asyncio.create_task(work.drain(20))
-            await asyncio.sleep(0.2)
-            assert not drained.done()
-            work.go.set()
-            assert await drained == 0
-            assert (await slow).status_code == 200
-            assert (await streamed).text == "first second"
-            assert await work.drain(20) == 0
+    async def one(client: httpx.AsyncClient, work: Work) -> None:
+        slow = asyncio.create_task(client.get("/slow"))
+        streamed = asyncio.create_task(client.get("/stream"))
+        await work.until(2)
+        assert await work.drain(0.1) == 2
+        refused = await client.get("/slow")
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "3")
+        assert (await client.get("/v1/jobs/one/events")).status_code == 503
+        assert (await client.get("/health")).status_code == 200
+        drained = asyncio.create_task(work.drain(20))
+        await asyncio.sleep(0.2)
+        assert not drained.done()
+        work.go.set()
+        assert await drained == 0
+        assert (await slow).status_code == 200
+        assert (await streamed).text == "first second"
+        assert await work.drain(20) == 0
 
     work = Work(3)
-    with listening(work.app) as url:
-        asyncio.run(one(url, work))
+    ask(work, one)
 
 
 def test_who_stops_ends_streams_of_events() -> None:
     """They last as long as the job; their end is a whole one, so that a client asks again."""
 
-    async def one(url: str, work: Work) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            streamed = asyncio.create_task(client.get("/v1/jobs/one/events"))
-            await work.until(1)
-            assert await work.drain(20) == 0
-            assert ((await streamed).status_code, (await streamed).text) == (200, "first ")
-            await work.until(1, 1)
+    async def one(client: httpx.AsyncClient, work: Work) -> None:
+        streamed = asyncio.create_task(client.get("/v1/jobs/one/events"))
+        await work.until(1)
+        assert await work.drain(20) == 0
+        assert ((await streamed).status_code, (await streamed).text) == (200, "first ")
+        await work.until(1, 1)
 
     work = Work(3)
-    with listening(work.app) as url:
-        asyncio.run(one(url, work))
+    ask(work, one)
 
 
 def test_who_fails_or_leaves_makes_room() -> None:
-    async def one(url: str, work: Work) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            for _ in range(5):
-                # A web server closes the connection after an error that nobody caught.
-                answer = await client.get("/fails", headers={"Connection": "close"})
-                assert answer.status_code == 500
-            for left in (1, 2):
-                async with client.stream("GET", "/stream") as answer:
-                    assert answer.status_code == 200
-                    await work.until(left, left - 1)
-                    assert (await client.get("/slow")).status_code == 503
-                # Left before its end.
-                await work.until(left, left)
-            work.go.set()
-            assert (await client.get("/stream")).text == "first second"
+    async def one(client: httpx.AsyncClient, work: Work) -> None:
+        for _ in range(5):
+            # A web server closes the connection after an error that nobody caught.
+            answer = await client.get("/fails", headers={"Connection": "close"})
+            assert answer.status_code == 500
+        for left in (1, 2):
+            async with client.stream("GET", "/stream") as answer:
+                assert answer.status_code == 200
+                await work.until(left, left - 1)
+                assert (await client.get("/slow")).status_code == 503
+            # Left before its end.
+            await work.until(left, left)
+        work.go.set()
+        assert (await client.get("/stream")).text == "first second"
 
     work = Work(1)
-    with listening(work.app) as url:
-        asyncio.run(one(url, work))
+    ask(work, one)
 
 
 def test_who_is_cancelled_makes_room() -> None:
