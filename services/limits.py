@@ -1,4 +1,5 @@
-"""How much comes in, and how slowly: bodies, and the number of requests in work."""
+"""How much comes in, and how slowly: bodies, the number of requests in work, and waiting for the
+last of them."""
 
 import asyncio
 from collections import Counter

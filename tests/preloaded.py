@@ -49,7 +49,7 @@ _MODULES = (
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line of Rayward in a fork, for a test that has the fixture `preloaded`."""
+    """The command line of Rayward in a fork, for a test that has the fixture `ray_session`."""
     return [sys.executable, __file__, "rayward", *arguments]
 
 
