@@ -6,13 +6,16 @@ A path is local, or any URI that pyarrow.fs knows (s3://, gs://, file://, fsspec
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from cluster.errors import InputError
+
+# As pyarrow.fs names them.
+_OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
@@ -68,15 +71,14 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, data: bytes) -> None:
     """Put `data` at `uri`, in place of what was there; missing folders are made.
 
-    Locally the bytes go to a temporary file in the same folder, which is then renamed. An object
-    store shows an object only after its upload has ended, so a single upload needs no more.
+    Locally they are on the disk when this returns.
     """
     filesystem, path = resolve(uri)
-    filesystem.create_dir(os.path.dirname(path), recursive=True)
     if not isinstance(filesystem, fs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as stream:
+        with new_file(filesystem, path) as stream:
             stream.write(data)
         return
+    filesystem.create_dir(os.path.dirname(path), recursive=True)
     target = Path(path)
     temporary = _temporary_beside(target)
     try:
@@ -89,6 +91,30 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(target.parent)
+
+
+@contextmanager
+def new_file(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """A file of a store to fill, which takes the place of what was at `path` when the block ends.
+
+    Missing folders are made. An object store shows an object only when it is whole; elsewhere the
+    file has a hidden temporary name until then.
+    """
+    folder, _, name = path.rpartition("/")
+    filesystem.create_dir(folder, recursive=True)
+    if filesystem.type_name in _OBJECT_STORES:
+        with filesystem.open_output_stream(path) as stream:
+            yield stream
+        return
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with filesystem.open_output_stream(temporary) as stream:
+            yield stream
+        filesystem.move(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(temporary)
+        raise
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +14,11 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from cluster.atomic import new_file
 from cluster.errors import InputError
 from cluster.run_lock import LOCK
 from services.job_records import FOLDER, JobRecord
-from services.job_runs import RunsRoot
+from services.job_runs import RunFiles, RunsRoot
 
 _COPY_EVERY_S = 5.0
 # What says that something else is there goes last.
@@ -53,29 +53,25 @@ class Copies:
         # What lies at the root already: size and time of change, by path.
         self._copied: dict[str, dict[str, tuple[int, int]]] = {}
         self._last: dict[str, float] = {}
-        self._locks: dict[str, threading.Lock] = {}
 
     def nearest(self, job: str) -> RunsRoot:
         """Where a job's files are newest."""
         return self.place if Path(self.place.path, FOLDER, job).is_dir() else self._root
 
+    def are_nearest(self, files: RunFiles) -> bool:
+        """Whether a run's files are still where they were found."""
+        job = Path(files.path).name
+        return self.nearest(job).run(job).path == files.path
+
     def fetch(self, job: JobRecord) -> None:
         """Have a job's files, those of an earlier attempt too, where it is to run."""
         if self.place is self._root:
             return
-        for folder in (f"{FOLDER}/{job.id}", job.id):
-            target = Path(self.place.path, folder)
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            selector = fs.FileSelector(f"{self._root.path}/{folder}", allow_not_found=True)
-            if self._root.filesystem.get_file_info(selector):
-                target.mkdir()
-                fs.copy_files(
-                    f"{self._root.path}/{folder}",
-                    str(target),
-                    source_filesystem=self._root.filesystem,
-                    destination_filesystem=self.place.filesystem,
-                )
+        self._drop(job)
+        self._download(job.id, Path(self.place.path, job.id))
+        hidden = self._hidden(job)
+        self._download(f"{FOLDER}/{job.id}", hidden)
+        hidden.rename(self._folder(job))
         self._copied.pop(job.id, None)
 
     def bring(self, job: JobRecord) -> None:
@@ -87,13 +83,40 @@ class Copies:
 
     def finish(self, job: JobRecord) -> None:
         """Copy what is new of a job that has ended, and give its room here back."""
-        if self.place is self._root or not Path(self.place.path, FOLDER, job.id).is_dir():
+        if self.place is self._root or not self._folder(job).is_dir():
             return
         self._copy(job)
         self._copied.pop(job.id, None)
         self._last.pop(job.id, None)
-        for folder in (job.id, f"{FOLDER}/{job.id}"):
-            shutil.rmtree(Path(self.place.path, folder), ignore_errors=True)
+        self._drop(job)
+
+    def _folder(self, job: JobRecord) -> Path:
+        """The job's own folder here, which says that all of its files are newest here."""
+        return Path(self.place.path, FOLDER, job.id)
+
+    def _hidden(self, job: JobRecord) -> Path:
+        return Path(self.place.path, FOLDER, f".{job.id}")
+
+    def _drop(self, job: JobRecord) -> None:
+        """Take a job's files away, in such an order that nobody takes half of them for all."""
+        hidden = self._hidden(job)
+        shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            self._folder(job).rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(Path(self.place.path, job.id), ignore_errors=True)
+
+    def _download(self, folder: str, target: Path) -> None:
+        selector = fs.FileSelector(f"{self._root.path}/{folder}", allow_not_found=True)
+        if not self._root.filesystem.get_file_info(selector):
+            return
+        target.mkdir(parents=True)
+        fs.copy_files(
+            f"{self._root.path}/{folder}",
+            str(target),
+            source_filesystem=self._root.filesystem,
+            destination_filesystem=self.place.filesystem,
+        )
 
     def _copy(self, job: JobRecord) -> None:
         done = self._copied.setdefault(job.id, {})
@@ -124,11 +147,9 @@ class Copies:
         self._last[job.id] = time.monotonic()
 
     def _upload(self, path: Path, name: str) -> None:
-        target = f"{self._root.path}/{name}"
-        self._root.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         with pa.OSFile(str(path)) as source:
             data_size = source.size()
-            with self._root.filesystem.open_output_stream(target) as sink:
+            with new_file(self._root.filesystem, f"{self._root.path}/{name}") as sink:
                 # A log may grow meanwhile; what is new comes the next time.
                 while data_size > 0:
                     chunk = source.read(min(data_size, 8 * 1024 * 1024))

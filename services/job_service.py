@@ -6,7 +6,7 @@ submission -> record on disk -> queue -> Ray -> run directory -> answers, events
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -139,47 +139,51 @@ class JobService:
     @refusing
     async def job(self, name: str) -> JobDetail:
         """A job and what there is of its run."""
-        known = await self._known(name)
-        return await asyncio.to_thread(known.detail)
+        return await self._read(name, Known.detail)
 
     @refusing
     async def log(self, name: str, offset: int, limit: int) -> LogPage:
         """A part of what a job said, in bytes."""
-        known = await self._known(name)
-        is_final = known.job.state in FINAL
         limit = max(limit, LONGEST_CHARACTER)
-        if known.record is not None:
-            place = self._copies.nearest(name)
-            data, is_last = await asyncio.to_thread(place.part, known.record.log, offset, limit)
-        elif known.ray_job is not None:
-            said = await asyncio.to_thread(self._ray.log, known.ray_job.submission_id)
-            rest = said.encode()[offset:]
-            data, is_last = rest[:limit], len(rest) <= limit
-        else:
-            raise ApiError(404, "of a run that was started by hand no log is kept", code="no_log")
-        text, used = decode_part(data, is_final and is_last)
-        return LogPage(text=text, next_offset=offset + used, complete=is_final and is_last)
+
+        def page(known: Known) -> LogPage:
+            if known.record is not None:
+                place = self._copies.nearest(name)
+                data, is_last = place.part(known.record.log, offset, limit)
+            elif known.ray_job is not None:
+                rest = self._ray.log(known.ray_job.submission_id).encode()[offset:]
+                data, is_last = rest[:limit], len(rest) <= limit
+            else:
+                message = "of a run that was started by hand no log is kept"
+                raise ApiError(404, message, code="no_log")
+            is_end = is_last and known.job.state in FINAL
+            text, used = decode_part(data, is_end)
+            return LogPage(text=text, next_offset=offset + used, complete=is_end)
+
+        return await self._read(name, page)
 
     @refusing
     async def metrics(self, name: str, stage: str | None, offset: int, limit: int) -> MetricsPage:
         """Metrics of a job's run from `offset` bytes on."""
-        known = await self._known(name)
-        rows, end = await asyncio.to_thread(known.files.metric_rows, stage, offset, limit)
+        rows, end = await self._read(
+            name, lambda known: known.files.metric_rows(stage, offset, limit)
+        )
         return MetricsPage(rows=rows, next_offset=end)
 
     @refusing
     async def samples(self, name: str, stage: str, offset: int, limit: int) -> SamplesPage:
         """Answers on held-out prompts after a stage of a job's run."""
-        known = await self._known(name)
-        rows, total = await asyncio.to_thread(known.files.sample_rows, stage, offset, limit)
+        rows, total = await self._read(
+            name, lambda known: known.files.sample_rows(stage, offset, limit)
+        )
         return SamplesPage(rows=rows, total=total)
 
     @refusing
     async def events(self, name: str, cursor: Cursor) -> EventPage:
         """What has happened to a job since a cursor."""
-        known = await self._known(name)
-        state = await asyncio.to_thread(known.state)
-        return await asyncio.to_thread(events_since, known.files, state, cursor)
+        return await self._read(
+            name, lambda known: events_since(known.files, known.state(), cursor)
+        )
 
     @refusing
     async def cancel(self, name: str) -> Job:
@@ -276,6 +280,22 @@ class JobService:
         if found is None:
             raise ApiError(404, f"no job {name!r}", "id", "no_such_job")
         return found
+
+    async def _read(self, name: str, question: Callable[[Known], _T]) -> _T:
+        """Ask a job's files, again if they have moved to the store, or back, meanwhile."""
+        while True:
+            known = await self._known(name)
+            try:
+                answer = await asyncio.to_thread(question, known)
+            except (OSError, ApiError):
+                if not self._has_moved(known):
+                    raise
+            else:
+                if not self._has_moved(known):
+                    return answer
+
+    def _has_moved(self, known: Known) -> bool:
+        return known.record is not None and not self._copies.are_nearest(known.files)
 
 
 def _not_ours(known: Known) -> ApiError:

@@ -1,28 +1,40 @@
 """Runs on their way to a store."""
 
+import asyncio
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
+from cluster.atomic import write_bytes
 from services.job_copies import Copies
-from services.job_records import JobRecord
-from services.job_runs import RunsRoot
+from services.job_records import JobRecord, Records
+from services.job_runs import RunFiles, RunsRoot
+from tests.services.test_job_lease import Rays, service
+from tests.services.test_job_queue import RECIPE
 
 
-def test_what_is_gone_from_the_store_already_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A deletion whose answer was lost."""
+@pytest.fixture(autouse=True)
+def _at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("services.job_copies._COPY_EVERY_S", 0.0)
-    store = tmp_path / "store"
-    copies = Copies(RunsRoot(f"fsspec+file://{store}"))
+
+
+def a_job(**changes: object) -> JobRecord:
     now = datetime.now(UTC)
     job = JobRecord(
         id="one", kind="recipe", name="r", priority=0, state="running", submitted=now, queued=now
     )
+    return job.model_copy(update=changes)
+
+
+def test_what_is_gone_from_the_store_already_stops_nothing(tmp_path: Path) -> None:
+    """A deletion whose answer was lost."""
+    store = tmp_path / "store"
+    copies = Copies(RunsRoot(f"fsspec+file://{store}"))
+    job = a_job()
     place = Path(copies.place.path)
     (place / ".jobs" / "one").mkdir(parents=True)
     old = place / "one" / "checkpoints" / "1"
@@ -39,3 +51,65 @@ def test_what_is_gone_from_the_store_already_stops_nothing(
     copies.finish(job)
     assert (store / "one" / "status.json").is_file()
     assert not (place / "one").exists()
+
+
+def test_a_job_is_here_only_with_all_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = RunsRoot(f"fsspec+file://{tmp_path}/store")
+    copies, job = Copies(root), a_job()
+    Records(root).add(job, RECIPE)
+    stages = ["a", "b"]
+    for name in stages:
+        write_bytes(f"{root.uri}/one/stages/{name}.json", b"{}")
+    seen: list[tuple[str, list[str]]] = []
+
+    def look(folder: object) -> None:
+        run = copies.nearest("one").run("one")
+        seen.append((Path(str(folder)).name, sorted(run.stages_done())))
+
+    copy_files, rmtree = fs.copy_files, shutil.rmtree
+
+    def copies_files(source: str, target: str, **options: fs.FileSystem) -> None:
+        look(target)
+        copy_files(source, target, **options)
+        look(target)
+
+    def removes(folder: Path, ignore_errors: bool) -> None:
+        look(folder)
+        rmtree(folder, ignore_errors=ignore_errors)
+        look(folder)
+
+    monkeypatch.setattr("services.job_copies.fs.copy_files", copies_files)
+    monkeypatch.setattr("services.job_copies.shutil.rmtree", removes)
+    copies.fetch(job)
+    assert copies.nearest("one") is copies.place
+    copies.finish(job)
+    assert copies.nearest("one") is root
+    assert {name for name, _ in seen} == {"one", ".one"}
+    assert all(found == stages for _, found in seen)
+
+
+def test_who_reads_while_a_run_moves_to_the_store_is_answered_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = RunsRoot(f"fsspec+file://{tmp_path}/store")
+    copies, job = Copies(root), a_job(state="succeeded", ended=datetime.now(UTC))
+    Records(root).add(job, RECIPE)
+    write_bytes(f"{root.uri}/one/stages/a.json", b"{}")
+    copies.fetch(job)
+    stages_done = RunFiles.stages_done
+
+    def after_it_has_moved(files: RunFiles) -> list[str]:
+        if files.path.startswith(copies.place.path):
+            copies.finish(job)
+            raise FileNotFoundError("a folder that was there when its name was read")
+        return stages_done(files)
+
+    monkeypatch.setattr(RunFiles, "stages_done", after_it_has_moved)
+
+    async def test() -> None:
+        async with service(root.uri, monkeypatch, Rays()) as one:
+            assert (await one.job("one")).stages_done == ["a"]
+
+    asyncio.run(test())
