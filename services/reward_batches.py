@@ -45,18 +45,25 @@ class RewardBatches:
         axis: what the model judges; names it in errors and metrics.
         passes: the model's forward passes.
         settings: the model's settings.
+        wide: of one thread, the only one of this process that starts passes with all intra-op
+            threads. With teams of OpenMP behind several, there are more threads than cores, and
+            each operation waits to be woken: a lone item then took 20 ms in place of none more
+            than a bare forward pass.
     """
 
-    def __init__(self, axis: Axis, passes: "RewardPasses", settings: ServedRewardModel) -> None:
+    def __init__(
+        self,
+        axis: Axis,
+        passes: "RewardPasses",
+        settings: ServedRewardModel,
+        wide: ThreadPoolExecutor,
+    ) -> None:
         self._axis = axis
         self._passes = passes
         self._max_tokens = settings.max_tokens_per_batch
         self._most = settings.max_queued_items
         self._threads = settings.resources.threads
-        # Passes that use all intra-op threads have one thread to start from. With teams of OpenMP
-        # behind several, there are more threads than cores, and each operation waits to be woken:
-        # a lone item then took 15 ms more.
-        self._wide = ThreadPoolExecutor(1, "forward-wide")
+        self._wide = wide
         self._narrow = ThreadPoolExecutor(self._threads, "forward")
         self._waiting: dict[_Waiting, None] = {}  # in the order in which they came
         self._running: set[asyncio.Task[None]] = set()

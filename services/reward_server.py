@@ -40,14 +40,16 @@ class RewardServer:
 
         section = f"reward.{axis}"
         self._axis = axis
-        self._model = RewardModel(axis, model.path, model, policy, section)
+        # To load a model starts a team of OpenMP, too.
+        wide = ThreadPoolExecutor(1, "forward-wide")
+        self._model = wide.submit(RewardModel, axis, model.path, model, policy, section).result()
         self._deterministic = deterministic or self._model.passes.wants_fixed
-        self._version = self._model.digest()
+        self._version = wide.submit(self._model.digest).result()
         self._template_hash = self._model.encoder.template_hash()
         self._bounds = TextBounds(self._model.encoder.tokenizer, self._model.room)
         # One thread alone: whether special tokens are recognised is a state of the tokenizer.
         self._reader = ThreadPoolExecutor(1, "tokenizer")
-        self._batches = RewardBatches(axis, self._model.passes, model)
+        self._batches = RewardBatches(axis, self._model.passes, model, wide)
 
     async def answer(self, items: Sequence[Item], deterministic: bool) -> ModelScores | Refusal:
         """As `score`, but what that raises is the answer: Serve logs every traceback."""

@@ -4,12 +4,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import ray
-from ray._private.parameter import RayParams
 
 from tests import preloaded
 
@@ -19,18 +17,19 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[str]:
-    """A small Ray of this test run's own; its address, for programs that join it.
-
-    Its workers are forks, and so are the commands that `preloaded.command` starts.
-    """
+def preloading() -> Iterator[None]:
+    """What starts by `preloaded.command` need not import anything."""
     # A socket's path must be short.
     with tempfile.TemporaryDirectory(prefix="rw") as folder, preloaded.preloading(Path(folder)):
-        with pytest.MonkeyPatch.context() as patch:
-            # `ray.init` has no argument for it.
-            init = partialmethod(RayParams.__init__, worker_path=preloaded.__file__)
-            patch.setattr(RayParams, "__init__", init)
-            # Never a cluster that somebody else runs on this machine.
-            ray.init(address="local", num_cpus=32, include_dashboard=False, log_to_driver=False)
-        yield ray.get_runtime_context().gcs_address
-        ray.shutdown()
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_session(preloading: None) -> Iterator[str]:
+    """A small Ray of this test run's own, whose workers are forks; its address, for who joins."""
+    with pytest.MonkeyPatch.context() as patch:
+        preloaded.workers_are_forks(patch.setattr)
+        # Never a cluster that somebody else runs on this machine.
+        ray.init(address="local", num_cpus=32, include_dashboard=False, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

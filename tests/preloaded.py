@@ -1,9 +1,9 @@
 """Processes that need not import vLLM, DeepSpeed and torch: forks of one that has.
 
 Of a test suite's time on two cores two thirds would go into imports: 10 CPU-seconds for each
-sampler, 8 for each learner, 13 for each `rayward run`. Workers of the tests' own Ray, and the
-commands that join it, therefore start here. What starts as it does in use is for the tests of the
-doctor, the services, the nodes and the deployment, and for every run with a Ray of its own.
+sampler, 8 for each learner, 13 for each `rayward run`. Workers of the tests' own Ray, the commands
+that join it, and most services with their workers therefore start here. What starts as it does in
+use is for the tests of the doctor, of draining, the nodes and the deployment.
 
     stand-in (what Ray or a test starts) --request--> server --fork--> keeper --fork--> program
 
@@ -12,6 +12,7 @@ The stand-in ends as the program ends and passes signals on; when it is killed, 
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,7 +50,10 @@ _MODULES = (
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line of Rayward in a fork, for a test that has the fixture `ray_session`."""
+    """The command line of Rayward in a fork, for a test that has the fixture `preloading`.
+
+    A Ray that it starts has its workers here as well.
+    """
     return [sys.executable, __file__, "rayward", *arguments]
 
 
@@ -165,10 +169,24 @@ def _become(asked: dict[str, Any], descriptors: list[int]) -> NoReturn:
     sys.exit()
 
 
+def workers_are_forks(patch: Callable[[object, str, object], None]) -> None:
+    """Have whatever Ray starts in this process start its workers here.
+
+    Args:
+        patch: `setattr`, or one that is taken back.
+    """
+    from ray._private.parameter import RayParams
+
+    # `ray.init` has no argument for it.
+    init = functools.partialmethod(RayParams.__init__, worker_path=__file__)
+    patch(RayParams, "__init__", init)
+
+
 def _run(argv: list[str]) -> None:
     if argv[0] == "rayward":
         from cluster.cli import main
 
+        workers_are_forks(setattr)
         sys.argv = argv
         main()
     else:

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import torch
 import yaml
 
 from actors.models import load_scalar_model, load_tokenizer, save_model
 from cluster.types import AXES
+from tests import preloaded
 from tests.tiny import write_tiny_llama
 
 RAYWARD = str(Path(sys.executable).parent / "rayward")
@@ -73,6 +76,28 @@ class Served:
             ).stdout.strip()
         return self.keys[scopes]
 
+    @cached_property
+    def raylet(self) -> psutil.Process:
+        """Its Ray's."""
+        (found,) = (
+            process
+            for process in psutil.process_iter()
+            if process.name() == "raylet" and str(self.ray_logs) in " ".join(process.cmdline())
+        )
+        return found
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Its Ray's processes whose title starts so, and nobody else's.
+
+        Those that are forks are nobody's children here, but work where the others do.
+        """
+        found, place = [], self.raylet.cwd()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.cwd() == place and " ".join(process.cmdline()).startswith(title):
+                    found.append(process)
+        return found
+
     def client(self, *scopes: str) -> httpx.Client:
         """A client with a key of these scopes; with none, without a key."""
         headers = {"Authorization": f"Bearer {self.key(*scopes)}"} if scopes else {}
@@ -95,9 +120,17 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    folder: Path, document: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    folder: Path,
+    document: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    forked: bool = False,
 ) -> Iterator[Served]:
-    """`rayward serve` with a document for the time of the block, on a free port."""
+    """`rayward serve` with a document for the time of the block, on a free port.
+
+    Args:
+        environment: more variables that it starts with.
+        forked: whether its processes are forks, for a test that has the fixture `preloading`.
+    """
     port = free_port()
     document = {**document, "http": {**document.get("http", {}), "port": port}}
     path = folder / "serve.yaml"
@@ -107,7 +140,7 @@ def serving(
     own = {**os.environ, "RAY_TMPDIR": str(ray_folder), **(environment or {})}
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(
-            [RAYWARD, "serve", str(path)],
+            [*(preloaded.command() if forked else [RAYWARD]), "serve", str(path)],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -121,17 +154,18 @@ def serving(
         assert ready, f"rayward serve ended: {served.log.read_text()[-4000:]}"
         assert json.loads(ready)["url"] == served.url
         yield served
+        assert stop(process) == 0, served.log.read_text()[-4000:]
     finally:
         stop(process)
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-def stop(process: subprocess.Popen[str]) -> None:
-    """Ctrl-C, and no patience without end."""
+def stop(process: subprocess.Popen[str]) -> int:
+    """Ctrl-C, and no patience without end; the exit status."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:
             process.wait(90)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+    return process.wait()

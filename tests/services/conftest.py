@@ -8,7 +8,7 @@ from tests.serving import Served, rayward, serving, write_models
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, preloading: None) -> Iterator[Served]:
     """Everything behind one port, in processes of its own."""
     folder = tmp_path_factory.mktemp("served")
     models = write_models(folder / "models")
@@ -25,5 +25,5 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "policy": {"path": str(models / "policy")},
         "jobs": {"runs_root": str(folder / "runs")},
     }
-    with serving(folder, document) as service:
+    with serving(folder, document, forked=True) as service:
         yield service

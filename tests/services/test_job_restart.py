@@ -19,7 +19,7 @@ from services.job_copies import Copies
 from services.job_records import JobRecord, Records
 from services.job_runs import RunsRoot
 from services.job_schemas import JobState
-from tests.services.test_job_service import SMALL, address_of, children, wait_for
+from tests.services.test_job_service import SMALL, address_of, wait_for
 from tests.serving import Served, serving
 
 _SECRET = "hf_do_not_tell_anybody"
@@ -36,15 +36,11 @@ def record(name: str, state: JobState, **changes: object) -> JobRecord:
 
 def drivers(served: Served) -> list[psutil.Process]:
     """The `rayward run` of a service's jobs."""
-    return [
-        process
-        for process in children(served)
-        if process.name() != "sh" and "--out" in process.cmdline()
-    ]
+    return [process for process in served.processes(sys.executable) if "--out" in process.cmdline()]
 
 
 @pytest.mark.slow
-def test_a_service_goes_on_where_one_died(tmp_path: Path) -> None:
+def test_a_service_goes_on_where_one_died(tmp_path: Path, preloading: None) -> None:
     store = tmp_path / "store"
     uri = f"fsspec+file://{store}"
     root = RunsRoot(uri)
@@ -61,7 +57,7 @@ def test_a_service_goes_on_where_one_died(tmp_path: Path) -> None:
     environment = {"HF_TOKEN": _SECRET}
     try:
         with (
-            serving(tmp_path, {"jobs": {"runs_root": uri}}, environment) as served,
+            serving(tmp_path, {"jobs": {"runs_root": uri}}, environment, forked=True) as served,
             served.client() as jobs,
         ):
             wait_for(jobs, "left", "interrupted")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from cluster.config.load import parse_recipe
@@ -301,19 +300,12 @@ def test_what_is_wrong_is_said(jobs: httpx.Client, served: Served) -> None:
 
 def address_of(served: Served) -> str:
     """The address of a service's Ray."""
-    (raylet,) = [one for one in children(served) if one.name() == "raylet"]
-    (option,) = [one for one in raylet.cmdline() if one.startswith("--gcs-address=")]
+    (option,) = [one for one in served.raylet.cmdline() if one.startswith("--gcs-address=")]
     return option.partition("=")[2]
 
 
-def children(served: Served) -> list[psutil.Process]:
-    """A service's processes, and nobody else's."""
-    return psutil.Process(served.process.pid).children(recursive=True)
-
-
 def kill_replica(served: Served) -> None:
-    name = "ray::ServeReplica:rayward:jobs"
-    (replica,) = [one for one in children(served) if "".join(one.cmdline()).startswith(name)]
+    (replica,) = served.processes("ray::ServeReplica:rayward:jobs")
     replica.kill()
 
 

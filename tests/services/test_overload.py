@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
-import psutil
 import pytest
 
 from tests.serving import Served, serving, write_models
@@ -22,7 +21,7 @@ TEXTS = [f"item {n}: " + "word " * (n % 60) for n in range(200)]
 
 
 @pytest.fixture(scope="module")
-def scoring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def scoring(tmp_path_factory: pytest.TempPathFactory, preloading: None) -> Iterator[Served]:
     """Reward models alone, with short queues, so that two cores can overload them."""
     folder = tmp_path_factory.mktemp("scoring")
     models = write_models(folder / "models")
@@ -34,7 +33,7 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         },
         "http": {"max_requests_in_work": 48},
     }
-    with serving(folder, document) as service:
+    with serving(folder, document, forked=True) as service:
         yield service
 
 
@@ -112,22 +111,9 @@ async def offered(
     return counts, took
 
 
-def processes(served: Served, title: str) -> list[psutil.Process]:
-    """The service's processes whose title starts so, as Ray sets it."""
-    root = psutil.Process(served.process.pid)
-    found = []
-    for process in root.children(recursive=True):
-        try:
-            if " ".join(process.cmdline()).startswith(title):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def memory(served: Served) -> int:
     """Resident bytes of all replicas."""
-    return sum(one.memory_info().rss for one in processes(served, "ray::ServeReplica"))
+    return sum(one.memory_info().rss for one in served.processes("ray::ServeReplica"))
 
 
 @pytest.mark.slow
@@ -148,7 +134,7 @@ def test_twice_the_capacity(scoring: Served) -> None:
 @pytest.mark.slow
 def test_a_replica_that_dies_under_load(scoring: Served, tmp_path: Path) -> None:
     right = asyncio.run(right_scores(scoring))
-    (victim,) = processes(scoring, "ray::ServeReplica:rayward:safety")
+    (victim,) = scoring.processes("ray::ServeReplica:rayward:safety")
     said: list[tuple[int, int, str]] = []
 
     async def watched() -> None:

@@ -328,11 +328,7 @@ def test_a_wrong_request_for_a_stream_is_no_stream(plain: httpx.Client) -> None:
 @pytest.fixture(scope="module")
 def engine(served: Served) -> psutil.Process:
     """The process that the policy runs in."""
-    (found,) = (
-        child
-        for child in psutil.Process(served.process.pid).children(recursive=True)
-        if "EngineCore" in child.name()
-    )
+    (found,) = served.processes("VLLM::EngineCore")
     return found
 
 

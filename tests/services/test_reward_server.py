@@ -114,7 +114,8 @@ def passes_of(
     real = replica._model.passes.run
 
     def note(ids: list[list[int]], fixed: bool, threads: int | None = None) -> np.ndarray:
-        seen.append({"lengths": [len(one) for one in ids], "fixed": fixed, "threads": threads})
+        lengths, thread = [len(one) for one in ids], threading.current_thread()
+        seen.append({"lengths": lengths, "fixed": fixed, "threads": threads, "thread": thread})
         time.sleep(seconds)
         return real(ids, fixed, threads)
 
@@ -146,6 +147,14 @@ def test_waiting_items_of_like_length_share_passes(
 
 
 def test_one_that_is_alone_gets_all_threads(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded_in: list[threading.Thread] = []
+    load = RewardModel.__init__
+
+    def note(*arguments: Any) -> None:  # noqa: ANN401
+        loaded_in.append(threading.current_thread())
+        load(*arguments)
+
+    monkeypatch.setattr(RewardModel, "__init__", note)
     replica = server(models, resources={"threads": 2})
     # Time enough for the others to be read, also where little of it is left to us.
     seen = passes_of(replica, monkeypatch, seconds=0.5)
@@ -162,6 +171,9 @@ def test_one_that_is_alone_gets_all_threads(models: Path, monkeypatch: pytest.Mo
     # at the same time in two threads, either of them first.
     assert sorted(count for _, count in threads[1:4]) == [1, 1, 2]
     assert threads[-2:] == [(True, 2), (True, 2)]
+    # All of OpenMP's threads belong to one of ours: two teams are more threads than cores.
+    assert {one["thread"] for one in seen if one["threads"] == 2} == set(loaded_in)
+    assert {one["thread"] for one in seen if one["threads"] == 1}.isdisjoint(loaded_in)
 
 
 def test_fixed_and_free_items_share_no_pass(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
