@@ -2,8 +2,8 @@
 
 Of a test suite's time on two cores two thirds would go into imports: 10 CPU-seconds for each
 sampler, 8 for each learner, 13 for each `rayward run`. Workers of the tests' own Ray, the commands
-that join it, and most services with their workers therefore start here. What starts as it does in
-use is for the tests of the doctor, of draining, the nodes and the deployment.
+that join it, and most services and nodes with their workers therefore start here. What starts as
+it does in use is for the tests of the doctor, of draining, and jobs' own commands.
 
     stand-in (what Ray or a test starts) --request--> server --fork--> keeper --fork--> program
 
@@ -25,11 +25,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 SOCKET = "RAYWARD_TEST_PRELOADED"
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWNET = 0x40000000
 _SIZE = struct.Struct("!Q")
 _STATUS = struct.Struct("!i")
 _MODULES = (
@@ -49,12 +50,13 @@ _MODULES = (
 )
 
 
-def command(*arguments: str) -> list[str]:
-    """The command line of Rayward in a fork, for a test that has the fixture `preloading`.
+def command(*arguments: str, program: Literal["rayward", "ray"] = "rayward") -> list[str]:
+    """The command line of a program in a fork, for a test that has the fixture `preloading`.
 
-    A Ray that it starts has its workers here as well.
+    A Ray that it starts has its workers here as well. It is in the network namespace where the
+    command is run.
     """
-    return [sys.executable, __file__, "rayward", *arguments]
+    return [sys.executable, __file__, program, *arguments]
 
 
 @contextlib.contextmanager
@@ -85,7 +87,8 @@ def stand_in() -> NoReturn:
         server.connect(os.environ[SOCKET])
         asked = {"argv": sys.argv[1:], "environment": dict(os.environ), "cwd": os.getcwd()}
         body = json.dumps(asked).encode()
-        socket.send_fds(server, [_SIZE.pack(len(body))], [0, 1, 2])
+        network = os.open("/proc/self/ns/net", os.O_RDONLY)
+        socket.send_fds(server, [_SIZE.pack(len(body))], [0, 1, 2, network])
         server.sendall(body)
         for number in _PASSED_ON:
             signal.signal(number, lambda number, _: server.send(bytes([number])))
@@ -125,7 +128,7 @@ def _keep(asking: socket.socket) -> NoReturn:
     """Run a program in a child; tell how it ended, pass signals on, kill it when asked no more."""
     _end_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, descriptors, _, _ = socket.recv_fds(asking, _SIZE.size, 3)
+    head, descriptors, _, _ = socket.recv_fds(asking, _SIZE.size, 4)
     size, body = _SIZE.unpack(head)[0], b""
     while len(body) < size:
         body += asking.recv(size - len(body))
@@ -151,8 +154,13 @@ def _keep(asking: socket.socket) -> NoReturn:
 
 
 def _become(asked: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """Be the program: its descriptors, its environment, its arguments."""
+    """Be the program: its descriptors, its network, its environment, its arguments."""
     _end_with_parent()
+    network = descriptors.pop()
+    if not os.path.sameopenfile(network, own := os.open("/proc/self/ns/net", os.O_RDONLY)):
+        _enter(network)
+    os.close(network)
+    os.close(own)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -189,9 +197,22 @@ def _run(argv: list[str]) -> None:
         workers_are_forks(setattr)
         sys.argv = argv
         main()
+    elif argv[0] == "ray":
+        from ray.scripts.scripts import main as ray
+
+        workers_are_forks(setattr)
+        sys.argv = argv
+        ray()
     else:
         sys.argv = ["default_worker.py", *argv]
         runpy.run_module("ray._private.workers.default_worker", run_name="__main__")
+
+
+def _enter(network: int) -> None:
+    """Be in a network namespace; this takes root only where it is another one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(network, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _end_with_parent() -> None:

@@ -15,14 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
+
+from tests import preloaded
 
 _BIN = Path(sys.executable).parent
 _PORT = 6379
@@ -58,16 +60,19 @@ class Node:
     def kill(self) -> None:
         """As if the machine lost power: every process of the node at once."""
         assert self.raylet is not None
-        root = psutil.Process(self.raylet.pid)
-        for process in [*root.children(recursive=True), root]:
-            with _gone():
-                process.kill()
+        network = _network(self.namespace)
+        for process in psutil.process_iter():
+            # Those that ended by themselves, and the machine's own that are shown to nobody.
+            with suppress(psutil.NoSuchProcess, FileNotFoundError, PermissionError):
+                if _network(process.pid) == network and process.pid != self.namespace:
+                    process.kill()
         self.raylet.wait(60)
 
 
 @dataclass
 class RayNodes:
-    """A Ray cluster over several namespaces; a context manager.
+    """A Ray cluster over several namespaces, for a test that has the fixture `preloading`; a
+    context manager.
 
     Args:
         folder: for logs and the cluster's token, and where all of Ray's processes work.
@@ -159,14 +164,16 @@ class RayNodes:
         node.raylet = subprocess.Popen(
             [
                 *_enter(node.namespace),
-                str(_BIN / "ray"),
-                "start",
-                "--block",
-                *where,
-                f"--node-ip-address={node.address}",
-                f"--num-cpus={cpus}",
-                f"--labels={written}",
-                f"--object-store-memory={_OBJECT_STORE_BYTES}",
+                *preloaded.command(
+                    "start",
+                    "--block",
+                    *where,
+                    f"--node-ip-address={node.address}",
+                    f"--num-cpus={cpus}",
+                    f"--labels={written}",
+                    f"--object-store-memory={_OBJECT_STORE_BYTES}",
+                    program="ray",
+                ),
             ],
             cwd=self.folder,
             env={**self.environment, **(environment or {})},
@@ -179,7 +186,10 @@ class RayNodes:
     def command(self, *words: str) -> list[str]:
         """A command of Rayward's or Ray's, as it is run on the head."""
         program, *rest = words
-        return [*_enter(self.nodes[0].namespace), str(_BIN / program), *rest]
+        started = [str(_BIN / program), *rest]
+        if program == "rayward":
+            started = preloaded.command(*rest)
+        return [*_enter(self.nodes[0].namespace), *started]
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of Rayward's, Ray's or Python's on the head, to its end."""
@@ -194,17 +204,14 @@ class RayNodes:
         )
 
     def _wait_for(self, number: int) -> None:
-        """Until the head counts so many nodes."""
+        """Until a node is one of the cluster's."""
         until = time.monotonic() + _START_TIMEOUT_S
-        while time.monotonic() < until:
-            raylet = self.nodes[number - 1].raylet
-            assert raylet is not None
-            assert raylet.poll() is None, (self.folder / f"node{number}.log").read_text()[-2000:]
-            said = self.run("ray", "list", "nodes", "--format=json")
-            if said.stdout.count('"ALIVE"') == number:
-                return
-            time.sleep(0.5)
-        raise TimeoutError(f"{number} nodes: {said.stdout[-500:]} {said.stderr[-1500:]}")
+        raylet, log = self.nodes[number - 1].raylet, self.folder / f"node{number}.log"
+        assert raylet is not None
+        while "Ray runtime started." not in (said := log.read_text()):
+            assert raylet.poll() is None, said[-2000:]
+            assert time.monotonic() < until, said[-2000:]
+            time.sleep(0.1)
 
     def _hold(self, command: Sequence[str]) -> int:
         """A process that keeps a new namespace; its id."""
@@ -230,10 +237,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(10)
 
 
-@contextmanager
-def _gone() -> Iterator[None]:
-    """A process that ended by itself is as good as killed."""
-    try:
-        yield
-    except psutil.NoSuchProcess:
-        return
+def _network(process: int) -> str:
+    """The network namespace of a process."""
+    return os.readlink(f"/proc/{process}/ns/net")

@@ -81,7 +81,7 @@ def serve_environment(group: dict[str, Any], folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
+def nodes(tmp_path_factory: pytest.TempPathFactory, preloading: None) -> Iterator[RayNodes]:
     reason = why_no_namespaces()
     if reason:
         pytest.skip(f"nodes need network namespaces: {reason}")
@@ -142,7 +142,8 @@ def test_the_serve_config_answers_a_scored_request(trained: RayNodes) -> None:
         if state == "RUNNING":
             break
         assert time.monotonic() < until, said
-        time.sleep(1)
+        # The command itself takes what others need to start.
+        time.sleep(5)
     item = {"messages": [{"role": "user", "content": "tell me ."}], "response": "no ."}
     chat = {"model": "policy", "messages": item["messages"], "max_tokens": 8}
     # To the worker's own address, as the Service does.

@@ -72,7 +72,7 @@ ROLES = {
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[RayNodes]:
+def nodes(tmp_path: Path, preloading: None) -> Iterator[RayNodes]:
     reason = why_no_namespaces()
     if reason:
         pytest.skip(f"nodes need network namespaces: {reason}")
