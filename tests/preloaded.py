@@ -16,6 +16,7 @@ import functools
 import importlib
 import json
 import os
+import pickle
 import runpy
 import select
 import signal
@@ -23,6 +24,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -48,6 +50,19 @@ _MODULES = (
     "vllm.v1.executor.uniproc_executor",
     "vllm.v1.worker.cpu_worker",
 )
+
+
+def call(function: Callable[..., None], *arguments: object) -> subprocess.Popen[bytes]:
+    """A fork that calls a function of a test file, for a test that has the fixture `preloading`."""
+    with tempfile.NamedTemporaryFile(prefix="call-", dir=_folder(), delete=False) as file:
+        # Where it finds the test file must be known before that is looked for.
+        pickle.dump(sys.path, file)
+        pickle.dump((function, arguments), file)
+    return subprocess.Popen([sys.executable, __file__, "call", file.name])
+
+
+def _folder() -> Path:
+    return Path(os.environ[SOCKET]).parent
 
 
 def command(*arguments: str, program: Literal["rayward", "ray"] = "rayward") -> list[str]:
@@ -203,6 +218,11 @@ def _run(argv: list[str]) -> None:
         workers_are_forks(setattr)
         sys.argv = argv
         ray()
+    elif argv[0] == "call":
+        with Path(argv[1]).open("rb") as file:
+            sys.path = pickle.load(file)
+            function, arguments = pickle.load(file)
+        function(*arguments)
     else:
         sys.argv = ["default_worker.py", *argv]
         runpy.run_module("ray._private.workers.default_worker", run_name="__main__")

@@ -4,10 +4,10 @@ One process stands for the group of one rank and two for the group of two; each 
 kinds one after the other, because most of the time would go into starting processes.
 """
 
-import multiprocessing
 import os
 import pickle
 import socket
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from actors.learner import Learner
 from cluster.config.ppo import PPOSettings
 from cluster.types import Experience, Float32Array, Message, Prompt, Rollout, ScoredRollout
+from tests import preloaded
 from tests.tiny import tiny_tokenizer
 
 BATCH = 14  # of uneven lengths, and not a multiple of the ranks in every microbatch
@@ -200,23 +201,18 @@ class Trained:
 
 def start_group(
     kinds: Sequence[tuple[str, Kind]], model: Path, ranks: int, folder: Path
-) -> list[Any]:
+) -> list[subprocess.Popen[bytes]]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     folder.mkdir()
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=run_rank, args=(kinds, model, rank, ranks, port, folder))
-        for rank in range(ranks)
+    return [
+        preloaded.call(run_rank, kinds, model, rank, ranks, port, folder) for rank in range(ranks)
     ]
-    for process in processes:
-        process.start()
-    return processes
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trained]:
+def groups(tmp_path_factory: pytest.TempPathFactory, preloading: None) -> dict[int, Trained]:
     """Both groups, by their number of ranks."""
     folder = tmp_path_factory.mktemp("groups")
     model = write_wide_llama(folder / "model")
@@ -230,8 +226,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trained]:
         processes = start_group(list(ALONE.items()), model, 1, folder / "alone")
         processes += start_group(split, model, 2, folder / "split")
     for process in processes:
-        process.join()
-        assert process.exitcode == 0
+        assert process.wait() == 0
     trained = {}
     for ranks, name in ((1, "alone"), (2, "split")):
         files = [folder / name / f"rank-{rank}.pkl" for rank in range(ranks)]

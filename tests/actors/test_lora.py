@@ -1,7 +1,6 @@
 """Adapters: what they change, what they amount to, and who can read them."""
 
 import json
-import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -18,6 +17,7 @@ from actors.weight_sync import ModelSource
 from actors.zero import copies, full_weights
 from cluster.config.roles import LoRASettings
 from cluster.errors import InputError
+from tests import preloaded
 from tests.tiny import TEMPLATE, write_tiny, write_tiny_llama
 
 FIELD = "ppo.policy.lora"
@@ -170,14 +170,9 @@ def sample(llama: str, adapter: Path, result: Path) -> None:
 
 @pytest.mark.slow
 def test_vllm_serves_the_adapter(
-    saved: tuple[Path, torch.Tensor], llama: str, tmp_path: Path
+    saved: tuple[Path, torch.Tensor], llama: str, tmp_path: Path, preloading: None
 ) -> None:
-    process = multiprocessing.get_context("spawn").Process(
-        target=sample, args=(llama, saved[0], tmp_path / "said.pkl")
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert preloaded.call(sample, llama, saved[0], tmp_path / "said.pkl").wait() == 0
     plain, with_adapter = pickle.loads((tmp_path / "said.pkl").read_bytes())
     models = [load_causal_lm(llama, "float32"), AutoModelForCausalLM.from_pretrained(saved[0])]
 

@@ -1,6 +1,5 @@
 """What `make_engine` makes of a model: precisions, recomputed activations, whole states."""
 
-import multiprocessing
 import pickle
 import socket
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from actors.zero import (
 )
 from cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Precision
 from cluster.errors import InputError
+from tests import preloaded
 from tests.tiny import write_tiny, write_tiny_llama
 
 STEPS = 6
@@ -66,14 +66,9 @@ def train_all(model: str, result: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bfloat16_learns_what_float32_does_at_every_stage(tmp_path: Path) -> None:
+def test_bfloat16_learns_what_float32_does_at_every_stage(tmp_path: Path, preloading: None) -> None:
     model = str(write_tiny_llama(tmp_path / "model"))
-    process = multiprocessing.get_context("spawn").Process(
-        target=train_all, args=(model, tmp_path / "trained.pkl")
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert preloaded.call(train_all, model, tmp_path / "trained.pkl").wait() == 0
     trained: dict[tuple[int, Precision], Trained]
     trained = pickle.loads((tmp_path / "trained.pkl").read_bytes())
     exact = trained.pop((0, "float32"))

@@ -6,8 +6,8 @@ what comes before PPO and reads what comes out with vLLM. One kind goes through 
 
 import gc
 import json
-import multiprocessing
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +49,7 @@ from pipelines.samples import read_samples
 from pipelines.stage_supervised import run_rewards, run_sft
 from pipelines.supervised import FitResult
 from pipelines.supervised_loop import Job, StepReport, SupervisedTask, run_rank
+from tests import preloaded
 from tests.tiny import write_tiny, write_tiny_classifier
 
 pytestmark = pytest.mark.slow
@@ -190,10 +191,10 @@ def read_with_vllm(model: Path) -> tuple[int, float]:
     return len(theirs), float(np.abs(ours.numpy() - theirs).max())
 
 
-def wait_for(run: RunDirectory, stage: str, helper: multiprocessing.Process | None = None) -> None:
+def wait_for(run: RunDirectory, stage: str, helper: subprocess.Popen[bytes] | None = None) -> None:
     """Until a stage is done; the helper, if it is waited for, must live."""
     while run.stage_result(stage) is None:
-        assert helper is None or helper.exitcode in (None, 0)
+        assert helper is None or helper.poll() in (None, 0)
         time.sleep(0.2)
 
 
@@ -236,13 +237,10 @@ def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Fin
         runs[name] = RunDirectory.create(folder / name, recipe(kind, folder / f"{name}-models"))
         load_data(runs[name].recipe(), runs[name])
     roots = {name: run.root for name, run in runs.items()}
-    helper = multiprocessing.get_context("spawn").Process(
-        target=help_out, args=(roots, folder / "store", folder / "vllm.json")
-    )
     with pytest.MonkeyPatch.context() as environment:
         for variable, value in rollout_environment(RolloutRole()).items():
             environment.setenv(variable, value)
-        helper.start()
+        helper = preloaded.call(help_out, roots, folder / "store", folder / "vllm.json")
 
     def whole(name: str) -> None:
         if not TABLE[name].on_ray_train:
@@ -258,8 +256,7 @@ def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Fin
         with ThreadPoolExecutor(max_workers=2) as pool:
             for job in [pool.submit(whole, name) for name in ORDER]:
                 job.result()
-        helper.join()
-        assert helper.exitcode == 0
+        assert helper.wait() == 0
     finally:
         helper.terminate()
     return Finished(runs, json.loads((folder / "vllm.json").read_text()))

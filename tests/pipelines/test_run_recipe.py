@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -80,9 +79,6 @@ RECIPE: dict[str, Any] = {
         "max_helpfulness_fall": 1.0,
     },
 }
-
-
-PROGRAM = Path(sys.executable).with_name("rayward")
 
 
 def rayward(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -311,7 +307,7 @@ def test_two_rounds_stopped_half_way_and_gone_on_with(finished: Finished, ray_se
     (folder / "rounds.yaml").write_text(yaml.safe_dump(recipe))
     rounds = RunDirectory(folder / "rounds")
     # With a Ray of its own, as without an address.
-    command = [PROGRAM, "run", "rounds.yaml", "--out", "rounds"]
+    command = preloaded.command("run", "rounds.yaml", "--out", "rounds")
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as process:
         # The answers are there, and the fit to them is not.
         while not rounds.output_dir("rejection_sampling").is_dir():

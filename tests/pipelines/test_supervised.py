@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -36,6 +35,7 @@ from pipelines.supervised_loop import (
     learning_rate,
     run_rank,
 )
+from tests import preloaded
 from tests.tiny import write_tiny_llama
 
 
@@ -285,20 +285,16 @@ def train_without_ray(
 
 
 @pytest.fixture(scope="module")
-def loops(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def loops(llama: Path, preloading: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where loops that ran without Ray left their models, and beside each its `Loop`."""
     folder = tmp_path_factory.mktemp("loops")
-    context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=train_without_ray, args=(llama, cases, rank, ranks, folder))
+        preloaded.call(train_without_ray, llama, cases, rank, ranks, folder)
         for cases, ranks in ((ALONE, 1), (SPLIT, 2))
         for rank in range(ranks)
     ]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+        assert process.wait() == 0
     return folder
 
 
