@@ -32,6 +32,8 @@ _SHARED = 0.3
 # As in the overlays for GPUs: larger models spill more objects, and take days.
 _GPU_TMP = "200Gi"
 _GPU_DEADLINE_S = 7 * 24 * 3600
+# KubeRay's own default.
+_UNBOUNDED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,10 @@ def render_service(
         for one in machines
         if one.role in nodes
     }
+    if settings.jobs is not None:
+        # Which machines a job takes its own recipe says: they come when it asks for them.
+        nodes = {one.role: nodes.get(one.role, 0) for one in machines}
+        most = {one.role: one.max_nodes or _UNBOUNDED for one in machines}
     cluster["workerGroupSpecs"] = _worker_groups(cluster, machines, nodes, most)
     return [config_map, _finished(service, target, config_map, _has_gpus(machines, nodes))]
 

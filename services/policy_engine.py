@@ -7,7 +7,7 @@ stays text. The engine gets the tokens.
 import asyncio
 import secrets
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -94,13 +94,14 @@ class PolicyEngine:
             yield event
 
     async def _serve(self, kind: Kind, request: dict[str, Any]) -> Any:  # noqa: ANN401
+        expected = f"less than the {self._room} tokens that prompt and answer have room for"
         if kind == "text":
+            prompts = request["prompt"]
+            for prompt in [prompts] if isinstance(prompts, str) else prompts:
+                self._require_bounds("prompt", [prompt], expected)
             return await self._text(CompletionRequest(**request))
         messages = [Message(**message) for message in request["messages"]]
-        expected = f"less than the {self._room} tokens that prompt and answer have room for"
-        excess = self._bounds.excess([message.content for message in messages])
-        if excess is not None:
-            raise InputError("messages", excess, expected)
+        self._require_bounds("messages", [message.content for message in messages], expected)
         loop = asyncio.get_running_loop()
         ids = await loop.run_in_executor(self._encoder, encode_prompt, self._tokenizer, messages)
         if len(ids) >= self._room:
@@ -108,6 +109,12 @@ class PolicyEngine:
         # The door by which vLLM takes a conversation that somebody else has encoded.
         request = {**request, "kv_transfer_params": {"prompt_token_ids": ids}}
         return await self._chat(ChatCompletionRequest(**request))
+
+    def _require_bounds(self, field: str, texts: Sequence[str], expected: str) -> None:
+        """Refuse texts that cannot fit, before a tokenizer spends seconds on them."""
+        excess = self._bounds.excess(texts)
+        if excess is not None:
+            raise InputError(field, excess, expected)
 
     async def check_health(self) -> None:
         """Raise if the engine is dead."""

@@ -260,7 +260,9 @@ def test_a_service_passes_the_checkers(render: Run, serving: Path) -> None:
     # Four reward replicas of 1 CPU and a policy of 2, on nodes of 4.
     group = groups_of(service)["cpu"]
     assert (group["replicas"], group["minReplicas"]) == (2, 2)
-    assert group["maxReplicas"] == 5  # one for each replica, where they are in each other's way
+    _, service = render(serving, "--node-cpus", 4, "--set", "jobs=null")
+    # One for each replica, where they are in each other's way.
+    assert groups_of(service)["cpu"]["maxReplicas"] == 5
 
 
 def test_serve_waits_longer_than_the_gateway(render: Run, serving: Path) -> None:
@@ -287,7 +289,8 @@ def test_a_service_on_labelled_machines(render: Run, serving: Path, tmp_path: Pa
         "  - {role: cpu, cpus: 8, memory_gib: 32}\n"
     )
     config_map, service = render(
-        serving, "--overlay", topology, "--machines", machines, "--name", "two"
+        serving,
+        *("--overlay", topology, "--machines", machines, "--name", "two", "--set", "jobs=null"),
     )
     counts = {
         role: (group["replicas"], group["maxReplicas"])
@@ -296,6 +299,33 @@ def test_a_service_on_labelled_machines(render: Run, serving: Path, tmp_path: Pa
     assert counts == {"reward": (2, 7), "rollout": (3, 3)}
     assert (config_map["metadata"]["name"], service["metadata"]["name"]) == ("two-serving", "two")
     assert yaml.safe_load(config_map["data"]["serving.yaml"])["keys"]["path"] == "keys/other.json"
+
+
+@pytest.mark.parametrize("jobs", [True, False])
+def test_a_service_has_machines_for_its_jobs(
+    render: Run, serving: Path, tmp_path: Path, jobs: bool
+) -> None:
+    machines = tmp_path / "machines.yaml"
+    machines.write_text(
+        "groups:\n"
+        "  - {role: cpu, cpus: 8, memory_gib: 32}\n"
+        "  - {role: learner, cpus: 8, memory_gib: 64, gpus: 8, max_nodes: 2}\n"
+    )
+    asked = ["--set", "jobs={}"] if jobs else ["--set", "jobs=null"]
+    _, service = render(serving, "--machines", machines, *asked)
+    counts = {
+        role: (group["replicas"], group["minReplicas"], group["maxReplicas"])
+        for role, group in groups_of(service).items()
+    }
+    images = {
+        container["image"].rpartition("-")[2]
+        for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        for container in group["template"]["spec"]["containers"]
+    }
+    # The service's own replicas ask for six CPUs; its five replicas for a node each, at most.
+    assert counts["cpu"] == (1, 1, 2**31 - 1 if jobs else 5)
+    assert counts.get("learner") == ((0, 0, 2) if jobs else None)
+    assert (images == {"cuda"}) is jobs
 
 
 def test_what_cannot_be_rendered_is_refused(

@@ -318,6 +318,15 @@ def test_at_temperature_zero_there_is_one_answer(plain: httpx.Client, path: str)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_what_cannot_fit_is_refused_unread(plain: httpx.Client, path: str) -> None:
+    text = "a" * 500_000
+    asked = {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text}
+    answer = plain.post(path, json={"model": "policy", **asked})
+    assert answer.status_code == 400
+    assert "500000 characters" in answer.json()["error"]["message"]
+
+
 def test_a_wrong_request_for_a_stream_is_no_stream(plain: httpx.Client) -> None:
     long = [{"role": "user", "content": "a" * 600}]
     answer = plain.post(CHAT, json={"model": "policy", "messages": long, "stream": True})
