@@ -4,6 +4,7 @@ A path is local, or any URI that pyarrow.fs knows (s3://, gs://, file://, fsspec
 """
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,8 +15,8 @@ from pyarrow import fs
 
 from cluster.errors import InputError
 
-# As pyarrow.fs names them.
-_OBJECT_STORES = ("s3", "gcs", "abfs")
+# As pyarrow.fs and fsspec name them: s3, py::fsspec+('s3', 's3a').
+_OBJECT_STORES = re.compile(r"\b(s3a?|gcs|gs|abfss?|az)\b")
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
@@ -97,12 +98,13 @@ def write_bytes(uri: str, data: bytes) -> None:
 def new_file(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     """A file of a store to fill, which takes the place of what was at `path` when the block ends.
 
-    Missing folders are made. An object store shows an object only when it is whole; elsewhere the
-    file has a hidden temporary name until then.
+    Missing folders are made. An object store shows an object when its upload has ended; elsewhere
+    the file has a hidden temporary name until then, and is as whole as the store's `move`. An
+    upload cannot be taken back: after an error in the block an object store has what was written.
     """
     folder, _, name = path.rpartition("/")
     filesystem.create_dir(folder, recursive=True)
-    if filesystem.type_name in _OBJECT_STORES:
+    if _OBJECT_STORES.search(filesystem.type_name):
         with filesystem.open_output_stream(path) as stream:
             yield stream
         return

@@ -107,7 +107,7 @@ def render_service(
     spec["serveConfigV2"] = yaml.safe_dump(serve, sort_keys=False)
     cluster = spec["rayClusterConfig"]
     # Serve spreads replicas over nodes, and small ones may be in a large one's way: then one
-    # more node comes, up to one for each replica.
+    # more node comes, up to one for each replica (jobs aside).
     most = {
         one.role: min(_replicas(asked), one.max_nodes or _replicas(asked))
         for one in machines

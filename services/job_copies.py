@@ -64,13 +64,19 @@ class Copies:
         return self.nearest(job).run(job).path == files.path
 
     def fetch(self, job: JobRecord) -> None:
-        """Have a job's files, those of an earlier attempt too, where it is to run."""
+        """Have a job's files, those of an earlier attempt too, where it is to run.
+
+        Raises:
+            OSError: the store does not answer, or has no such job.
+        """
         if self.place is self._root:
             return
         self._drop(job)
-        self._download(job.id, Path(self.place.path, job.id))
         hidden = self._hidden(job)
         self._download(f"{FOLDER}/{job.id}", hidden)
+        if not hidden.is_dir():
+            raise FileNotFoundError(self._root.place_of(f"{FOLDER}/{job.id}"))
+        self._download(job.id, Path(self.place.path, job.id))
         hidden.rename(self._folder(job))
         self._copied.pop(job.id, None)
 
@@ -83,9 +89,10 @@ class Copies:
 
     def finish(self, job: JobRecord) -> None:
         """Copy what is new of a job that has ended, and give its room here back."""
-        if self.place is self._root or not self._folder(job).is_dir():
+        if self.place is self._root:
             return
-        self._copy(job)
+        if self._folder(job).is_dir():
+            self._copy(job)
         self._copied.pop(job.id, None)
         self._last.pop(job.id, None)
         self._drop(job)
@@ -107,9 +114,16 @@ class Copies:
         shutil.rmtree(Path(self.place.path, job.id), ignore_errors=True)
 
     def _download(self, folder: str, target: Path) -> None:
-        selector = fs.FileSelector(f"{self._root.path}/{folder}", allow_not_found=True)
-        if not self._root.filesystem.get_file_info(selector):
+        selector = fs.FileSelector(
+            f"{self._root.path}/{folder}", allow_not_found=True, recursive=True
+        )
+        found = self._root.filesystem.get_file_info(selector)
+        if not found:
             return
+        for info in found:
+            # Of an upload that was cut short.
+            if info.type == fs.FileType.File and info.path.endswith(_TEMPORARY):
+                self._root.filesystem.delete_file(info.path)
         target.mkdir(parents=True)
         fs.copy_files(
             f"{self._root.path}/{folder}",

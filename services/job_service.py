@@ -282,7 +282,10 @@ class JobService:
         return found
 
     async def _read(self, name: str, question: Callable[[Known], _T]) -> _T:
-        """Ask a job's files, again if they have moved to the store, or back, meanwhile."""
+        """Ask a job's files, again if they have moved to the store, or back, meanwhile.
+
+        Both at once, within one question, is not seen.
+        """
         while True:
             known = await self._known(name)
             try:

@@ -47,8 +47,7 @@ class RewardBatches:
         settings: the model's settings.
         wide: of one thread, the only one of this process that starts passes with all intra-op
             threads. With teams of OpenMP behind several, there are more threads than cores, and
-            each operation waits to be woken: a lone item then took 20 ms in place of none more
-            than a bare forward pass.
+            each operation waits to be woken: a lone item then took 15 ms more.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 @pytest.fixture(scope="session")
 def preloading() -> Iterator[None]:
-    """What starts by `preloaded.command` need not import anything."""
+    """What starts by `preloaded.command` or `preloaded.call` need not import anything."""
     # A socket's path must be short.
     with tempfile.TemporaryDirectory(prefix="rw") as folder, preloaded.preloading(Path(folder)):
         yield

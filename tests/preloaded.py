@@ -146,7 +146,10 @@ def _keep(asking: socket.socket) -> NoReturn:
     head, descriptors, _, _ = socket.recv_fds(asking, _SIZE.size, 4)
     size, body = _SIZE.unpack(head)[0], b""
     while len(body) < size:
-        body += asking.recv(size - len(body))
+        part = asking.recv(size - len(body))
+        if not part:
+            os._exit(0)  # who asked was killed
+        body += part
     program = os.fork()
     if program == 0:
         asking.close()

@@ -79,12 +79,12 @@ class Served:
     @cached_property
     def raylet(self) -> psutil.Process:
         """Its Ray's."""
-        (found,) = (
-            process
-            for process in psutil.process_iter()
-            if process.name() == "raylet" and str(self.ray_logs) in " ".join(process.cmdline())
-        )
-        return found
+        for process in psutil.process_iter():
+            # Others end meanwhile.
+            with suppress(psutil.Error):
+                if process.name() == "raylet" and str(self.ray_logs) in " ".join(process.cmdline()):
+                    return process
+        raise LookupError(f"no raylet writes to {self.ray_logs}")
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Its Ray's processes whose title starts so, and nobody else's.

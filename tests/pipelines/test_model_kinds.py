@@ -227,7 +227,6 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    # Here, because they load vLLM, and the helper imports this file before it needs that.
     from actors.rollout_worker import rollout_environment
     from pipelines.stage_ppo import run_ppo
 

@@ -25,7 +25,7 @@ SCORE = {"items": [{"text": "a"}]}
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Served]:
+def guarded(tmp_path: Path, request: pytest.FixtureRequest, preloading: None) -> Iterator[Served]:
     """A policy, guarded by both reward models."""
     models = write_models(tmp_path / "models")
     document = {
@@ -36,24 +36,17 @@ def guarded(tmp_path: Path) -> Iterator[Served]:
         },
         "policy": {"path": str(models / "policy"), "max_choices": 256},
     }
-    with serving(tmp_path, document) as service:
+    with serving(tmp_path, document, forked=request.param) as service:
         yield service
 
 
 @pytest.mark.slow
-def test_what_is_under_way_is_finished_until_a_second_signal_ends_it(guarded: Served) -> None:
+@pytest.mark.parametrize("guarded", [False], indirect=True, ids=["as in use"])
+def test_what_is_under_way_is_finished_with_its_scores(guarded: Served) -> None:
     found: list[httpx.Response] = []
-    ended: list[str] = []
 
     def ask() -> None:
         found.append(httpx.post(f"{guarded.url}{CHAT}", json=GUARDED, timeout=300))
-
-    def ask_for_long() -> None:
-        long = {**GUARDED, "n": 1, "max_tokens": 480, "guard": {"best_of": 256}}
-        try:
-            ended.append(str(httpx.post(f"{guarded.url}{CHAT}", json=long, timeout=300)))
-        except httpx.TransportError as error:
-            ended.append(type(error).__name__)
 
     # Measured first, so that the signal comes in the midst of it.
     began = time.monotonic()
@@ -61,9 +54,6 @@ def test_what_is_under_way_is_finished_until_a_second_signal_ends_it(guarded: Se
     whole_s = time.monotonic() - began
     asked = threading.Thread(target=ask)
     asked.start()
-    time.sleep(whole_s / 4)
-    asked_for_long = threading.Thread(target=ask_for_long)
-    asked_for_long.start()
     time.sleep(whole_s / 4)
     guarded.process.send_signal(signal.SIGINT)
     refused = []
@@ -75,14 +65,37 @@ def test_what_is_under_way_is_finished_until_a_second_signal_ends_it(guarded: Se
     assert set(refused) <= {200, 503}
     assert [answer.status_code for answer in found] == [200, 200], found[-1].text
     assert all(choice["rayward"]["reward"] for choice in found[-1].json()["choices"])
+    assert guarded.process.wait(60) == 0
+    assert guarded.log.read_text().splitlines()[-2:] == [
+        "draining: requests that are under way are finished; Ctrl-C again ends them",
+        "stopped",
+    ]
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guarded", [True], indirect=True, ids=["forked"])
+def test_a_second_signal_ends_what_is_under_way(guarded: Served) -> None:
+    ended: list[str] = []
+
+    def ask() -> None:
+        long = {**GUARDED, "n": 1, "max_tokens": 480, "guard": {"best_of": 256}}
+        try:
+            ended.append(str(httpx.post(f"{guarded.url}{CHAT}", json=long, timeout=300)))
+        except httpx.TransportError as error:
+            ended.append(type(error).__name__)
+
+    asked = threading.Thread(target=ask)
+    asked.start()
+    time.sleep(1)
+    guarded.process.send_signal(signal.SIGINT)
+    until = time.monotonic() + 30
+    while "draining" not in guarded.log.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(2)
     assert guarded.process.poll() is None
     assert not ended
     guarded.process.send_signal(signal.SIGINT)
     assert guarded.process.wait(60) == 0
-    asked_for_long.join()
-    assert guarded.log.read_text().splitlines()[-3:] == [
-        "draining: requests that are under way are finished; Ctrl-C again ends them",
-        "stopping at once",
-        "stopped",
-    ]
+    asked.join()
+    assert guarded.log.read_text().splitlines()[-2:] == ["stopping at once", "stopped"]

@@ -90,8 +90,9 @@ def test_a_job_is_here_only_with_all_of_its_files(
     assert all(found == stages for _, found in seen)
 
 
+@pytest.mark.parametrize("fails", [True, False])
 def test_who_reads_while_a_run_moves_to_the_store_is_answered_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     root = RunsRoot(f"fsspec+file://{tmp_path}/store")
     copies, job = Copies(root), a_job(state="succeeded", ended=datetime.now(UTC))
@@ -103,7 +104,9 @@ def test_who_reads_while_a_run_moves_to_the_store_is_answered_from_there(
     def after_it_has_moved(files: RunFiles) -> list[str]:
         if files.path.startswith(copies.place.path):
             copies.finish(job)
-            raise FileNotFoundError("a folder that was there when its name was read")
+            if fails:
+                raise FileNotFoundError("a folder that was there when its name was read")
+            return []
         return stages_done(files)
 
     monkeypatch.setattr(RunFiles, "stages_done", after_it_has_moved)
@@ -113,3 +116,35 @@ def test_who_reads_while_a_run_moves_to_the_store_is_answered_from_there(
             assert (await one.job("one")).stages_done == ["a"]
 
     asyncio.run(test())
+
+
+def test_what_was_cut_short_is_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = RunsRoot(f"fsspec+file://{tmp_path}/store")
+    copies, job = Copies(root), a_job()
+    with pytest.raises(FileNotFoundError, match=r"store/\.jobs/one"):
+        copies.fetch(job)
+    Records(root).add(job, RECIPE)
+    write_bytes(f"{root.uri}/one/manifest.json", b"{}")
+    half = tmp_path / "store" / "one" / ".model.safetensors.0.tmp"
+    half.write_text("half of an upload")
+    copies.fetch(job)
+    assert not half.exists()
+    here = Path(copies.place.path, "one")
+    assert [path.name for path in here.iterdir()] == ["manifest.json"]
+
+    rmtree = shutil.rmtree
+
+    def dies(folder: Path, ignore_errors: bool) -> None:
+        if folder == here:
+            raise KeyboardInterrupt
+        rmtree(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr("services.job_copies.shutil.rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        copies.finish(job)
+    monkeypatch.setattr("services.job_copies.shutil.rmtree", rmtree)
+    assert here.is_dir()
+    Copies(root).finish(job)
+    assert [path.name for path in Path(copies.place.path).rglob("*")] == [".jobs"]

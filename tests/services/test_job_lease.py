@@ -93,7 +93,7 @@ def test_a_holder_that_says_nothing_has_stopped_before_another_begins(tmp_path: 
     assert one.try_to_take()
     began = time.monotonic()
     while not two.try_to_take():
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         time.sleep(0.02)
     assert time.monotonic() - began >= 3.0
     assert not one.is_held
@@ -115,12 +115,12 @@ def test_one_that_is_renewed_stays(tmp_path: Path) -> None:
         assert one.is_held
         assert not two.is_held
         # Somebody who believed it to be free, and writes again if they wrote at one time.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not keep.done():
                 write_bytes(f"{tmp_path}/.jobs/lease.json", b"{}")
                 await asyncio.sleep(0.2)
         assert not one.is_held
-        await asyncio.wait_for(take, 10.0)
+        await asyncio.wait_for(take, 60.0)
 
     asyncio.run(test())
 
@@ -159,7 +159,7 @@ async def service(root: str, monkeypatch: pytest.MonkeyPatch, ray: Rays) -> Asyn
 
 
 async def until(question: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await question():
             await asyncio.sleep(0.02)
 
@@ -255,7 +255,7 @@ def test_a_service_that_loses_the_lease_changes_nothing_and_waits(
             stolen = lease.read_text().replace(one._lease._id, "another")
             stolen = stolen.replace('"host": "', '"host": "other-')
             # Again if both wrote at one time.
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while one._keeps_jobs.is_set():
                     write_bytes(str(lease), stolen.encode())
                     await asyncio.sleep(0.2)
