@@ -32,6 +32,7 @@ from typing import Any, Literal, NoReturn
 SOCKET = "RAYWARD_TEST_PRELOADED"
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _CLONE_NEWNET = 0x40000000
 _SIZE = struct.Struct("!Q")
 _STATUS = struct.Struct("!i")
@@ -140,8 +141,13 @@ def serve(path: str) -> None:
 
 
 def _keep(asking: socket.socket) -> NoReturn:
-    """Run a program in a child; tell how it ended, pass signals on, kill it when asked no more."""
+    """Run a program in a child; tell how it ended, pass signals on, kill it when asked no more.
+
+    What the program leaves behind, as a worker of Ray leaves Serve's HAProxy, is killed after it:
+    Ray looks for that among the children of its own processes.
+    """
     _end_with_parent()
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, descriptors, _, _ = socket.recv_fds(asking, _SIZE.size, 4)
     size, body = _SIZE.unpack(head)[0], b""
@@ -166,6 +172,7 @@ def _keep(asking: socket.socket) -> NoReturn:
         if not wanted:
             break
     _, status = os.waitpid(program, 0)
+    _kill_children()
     with contextlib.suppress(OSError):
         asking.send(_STATUS.pack(os.waitstatus_to_exitcode(status)))
     os._exit(0)
@@ -229,6 +236,14 @@ def _run(argv: list[str]) -> None:
     else:
         sys.argv = ["default_worker.py", *argv]
         runpy.run_module("ray._private.workers.default_worker", run_name="__main__")
+
+
+def _kill_children() -> None:
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while pids := children.read_text().split():
+        for pid in map(int, pids):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _enter(network: int) -> None:
