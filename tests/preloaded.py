@@ -239,11 +239,12 @@ def _run(argv: list[str]) -> None:
 
 
 def _kill_children() -> None:
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    while pids := children.read_text().split():
-        for pid in map(int, pids):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    import psutil
+
+    while children := psutil.Process().children():
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 def _enter(network: int) -> None:

@@ -15,10 +15,9 @@ import yaml
 from tests.ray_nodes import RayNodes, why_no_namespaces
 from tests.serving import write_models
 
-pytestmark = pytest.mark.slow
-
 # `RAYWARD_TEST_LONG=1` for the demo itself, which takes a quarter of an hour.
 IS_LONG = os.environ.get("RAYWARD_TEST_LONG") == "1"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400 if IS_LONG else 600)]
 PLACES = ("head", "learner", "rollout")
 RECIPE: dict[str, Any] = {
     "name": "nodes",
