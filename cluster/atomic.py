@@ -102,13 +102,12 @@ def new_file(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     the file has a hidden temporary name until then, and is as whole as the store's `move`. An
     upload cannot be taken back: after an error in the block an object store has what was written.
     """
-    folder, _, name = path.rpartition("/")
-    filesystem.create_dir(folder, recursive=True)
+    filesystem.create_dir(os.path.dirname(path), recursive=True)
     if _OBJECT_STORES.search(filesystem.type_name):
         with filesystem.open_output_stream(path) as stream:
             yield stream
         return
-    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    temporary = str(_temporary_beside(Path(path)))
     try:
         with filesystem.open_output_stream(temporary) as stream:
             yield stream

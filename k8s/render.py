@@ -106,14 +106,15 @@ def render_service(
     serve["http_options"]["request_timeout_s"] = longest + slack
     spec["serveConfigV2"] = yaml.safe_dump(serve, sort_keys=False)
     cluster = spec["rayClusterConfig"]
-    # Serve spreads replicas over nodes, and small ones may be in a large one's way: then one
-    # more node comes, up to one for each replica (jobs aside).
-    most = {
-        one.role: min(_replicas(asked), one.max_nodes or _replicas(asked))
-        for one in machines
-        if one.role in nodes
-    }
-    if settings.jobs is not None:
+    if settings.jobs is None:
+        # Serve spreads replicas over nodes, and small ones may be in a large one's way: then one
+        # more node comes, up to one for each replica.
+        most = {
+            one.role: min(_replicas(asked), one.max_nodes or _replicas(asked))
+            for one in machines
+            if one.role in nodes
+        }
+    else:
         # Which machines a job takes its own recipe says: they come when it asks for them.
         nodes = {one.role: nodes.get(one.role, 0) for one in machines}
         most = {one.role: one.max_nodes or _UNBOUNDED for one in machines}

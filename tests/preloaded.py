@@ -55,15 +55,12 @@ _MODULES = (
 
 def call(function: Callable[..., None], *arguments: object) -> subprocess.Popen[bytes]:
     """A fork that calls a function of a test file, for a test that has the fixture `preloading`."""
-    with tempfile.NamedTemporaryFile(prefix="call-", dir=_folder(), delete=False) as file:
+    folder = Path(os.environ[SOCKET]).parent
+    with tempfile.NamedTemporaryFile(prefix="call-", dir=folder, delete=False) as file:
         # Where it finds the test file must be known before that is looked for.
         pickle.dump(sys.path, file)
         pickle.dump((function, arguments), file)
     return subprocess.Popen([sys.executable, __file__, "call", file.name])
-
-
-def _folder() -> Path:
-    return Path(os.environ[SOCKET]).parent
 
 
 def command(*arguments: str, program: Literal["rayward", "ray"] = "rayward") -> list[str]:
