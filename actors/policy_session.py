@@ -3,8 +3,7 @@
 chunk of prompts -> rollout worker (vLLM) -> { safety, helpfulness } -> answers, in order
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,36 +21,10 @@ from actors.rollout_worker import RolloutWorker, rollout_environment
 from actors.sharding import joined
 from cluster.config.ppo import PPOSettings, SamplingSettings
 from cluster.placement import Placement
-from cluster.types import AXES, Axis, Float32Array, Prompt, Rollout
+from cluster.types import AXES, Answers, Axis, Float32Array, OnDone, Prompt, Question, Rollout
 
 _CHUNK = 512
 _VERSION = 0
-
-OnDone = Callable[[int], None]
-"""Told how many more are done."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One answer that is wanted."""
-
-    prompt: Prompt
-    token_ids: list[int]
-    """The encoded prompt, the chat template's generation prompt included."""
-    seed: int
-    """Of this answer: the same seed and weights give the same tokens."""
-    sample_index: int = 0
-    """Its place among the answers to the same prompt."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """N answers in the order of their questions."""
-
-    rollouts: list[Rollout]
-    texts: list[str]
-    scores: Mapping[Axis, Float32Array]
-    """[N] logits by the axes that were asked for."""
 
 
 class PolicySession:

@@ -21,7 +21,7 @@ from actors.rollout_worker import RolloutWorker, rollout_environment
 from actors.sharding import Deal, deal, in_order, joined, share
 from cluster.config.ppo import PPOSettings
 from cluster.placement import Placement
-from cluster.types import Experience, Float32Array, Rollout
+from cluster.types import Experience, Float32Array, Scores
 
 Wait = Callable[[Sequence[ObjectRef]], None]
 
@@ -35,18 +35,6 @@ class ModelPaths:
     reference: str
     safety: str
     helpfulness: str
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What all models say of N rollouts, in the rollouts' order."""
-
-    rollouts: list[Rollout]
-    policy_logprobs: list[Float32Array]  # N of [R_i]
-    reference_logprobs: list[Float32Array]  # N of [R_i]
-    values: list[Float32Array]  # N of [R_i], zeros where there is no critic
-    safety: Float32Array  # [N] logits
-    helpfulness: Float32Array  # [N] logits
 
 
 @dataclass(frozen=True)

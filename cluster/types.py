@@ -3,6 +3,7 @@
 Index t is always a token, logprobs are in nats, scores are logits: higher is better.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -125,3 +126,42 @@ class Experience:
     token_rewards: Float32Array  # [R]
     advantages: Float32Array  # [R]
     returns: Float32Array  # [R]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What all models say of N rollouts, in the rollouts' order."""
+
+    rollouts: list[Rollout]
+    policy_logprobs: list[Float32Array]  # N of [R_i]
+    reference_logprobs: list[Float32Array]  # N of [R_i]
+    values: list[Float32Array]  # N of [R_i], zeros where there is no critic
+    safety: Float32Array  # [N] logits
+    helpfulness: Float32Array  # [N] logits
+
+
+OnDone = Callable[[int], None]
+"""Told how many more are done."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One answer that is wanted."""
+
+    prompt: Prompt
+    token_ids: list[int]
+    """The encoded prompt, the chat template's generation prompt included."""
+    seed: int
+    """Of this answer: the same seed and weights give the same tokens."""
+    sample_index: int = 0
+    """Its place among the answers to the same prompt."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """N answers in the order of their questions."""
+
+    rollouts: list[Rollout]
+    texts: list[str]
+    scores: Mapping[Axis, Float32Array]
+    """[N] logits by the axes that were asked for."""

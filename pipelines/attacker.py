@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from actors.chat import encode_prompt
-from actors.policy_session import PolicySession, Question
+from actors.policy_session import PolicySession
 from cluster.config.ppo import PPOSettings, SamplingSettings
 from cluster.config.red_teaming import AttackerSettings
-from cluster.types import AttackVector, Message
+from cluster.sampler import Sampler
+from cluster.types import AttackVector, Message, Question
 from pipelines.attack_templates import AttackTemplates
 from pipelines.import_rows import make_prompt
 
@@ -24,7 +25,7 @@ class Attacker:
     """
 
     def __init__(
-        self, session: PolicySession, sampling: SamplingSettings, templates: AttackTemplates
+        self, session: Sampler, sampling: SamplingSettings, templates: AttackTemplates
     ) -> None:
         self._session = session
         self._sampling = sampling

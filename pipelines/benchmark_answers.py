@@ -1,12 +1,12 @@
 """What the public benchmarks' answers have in common: plain prompts, no reward model, no chat."""
 
-from actors.policy_session import PolicySession
 from cluster.config.ppo import SamplingSettings
+from cluster.sampler import Sampler
 from cluster.types import Message, Prompt, Rollout
 from pipelines.samples import Sample
 
 
-def prompt_room(session: PolicySession, sampling: SamplingSettings) -> int:
+def prompt_room(session: Sampler, sampling: SamplingSettings) -> int:
     """The longest prompt that is answered, in tokens: the setting's, and what the model leaves."""
     return min(sampling.max_prompt_tokens, session.max_model_len - sampling.max_response_tokens)
 

@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from actors.chat import encode_prompt
-from actors.policy_session import OnDone, PolicySession, Question
 from cluster.config.context_distillation import ContextDistillationSettings
 from cluster.errors import InputError
 from cluster.logits import probability
+from cluster.sampler import Sampler
 from cluster.seeds import stage_seed
-from cluster.types import Demonstration, Prompt, Rollout
+from cluster.types import Demonstration, OnDone, Prompt, Question, Rollout
 from pipelines.judgements import Rate, rate
 from pipelines.preprompts import Preprompt, Preprompts, with_preprompt
 
@@ -76,7 +76,7 @@ class DistillationReport(BaseModel):
 
 
 def distil(
-    session: PolicySession,
+    session: Sampler,
     prompts: Sequence[Prompt],
     preprompts: Preprompts,
     settings: ContextDistillationSettings,
@@ -159,7 +159,7 @@ def distil(
 
 
 def _with_preprompts(
-    session: PolicySession,
+    session: Sampler,
     prompts: Sequence[Prompt],
     preprompts: Preprompts,
     settings: ContextDistillationSettings,
@@ -192,7 +192,7 @@ def _behind(original: Rollout, distilled: Rollout) -> Rollout:
     )
 
 
-def _question(session: PolicySession, prompt: Prompt, seed: int, draw: str) -> Question:
+def _question(session: Sampler, prompt: Prompt, seed: int, draw: str) -> Question:
     token_ids = encode_prompt(session.tokenizer, prompt.messages)
     return Question(prompt, token_ids, stage_seed(seed, f"{prompt.id}/{draw}"))
 

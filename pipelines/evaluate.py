@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.mixes import RewardMix
-from actors.policy_session import OnDone, PolicySession, Question
 from cluster.config.evaluation import EvaluationSettings
 from cluster.config.ppo import SamplingSettings
-from cluster.types import AXES, Float32Array, Prompt, Rollout
+from cluster.sampler import Sampler
+from cluster.types import AXES, Float32Array, OnDone, Prompt, Question, Rollout
 from pipelines.judgements import (
     ANSWER,
     REFUSAL,
@@ -78,7 +78,7 @@ def choose_held_out(
 
 
 def evaluate(
-    session: PolicySession,
+    session: Sampler,
     prompts: Sequence[EncodedPrompt],
     sampling: SamplingSettings,
     seed: int,

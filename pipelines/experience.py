@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.mixes import MixedReward, RewardMix
-from actors.roles import Scores
 from cluster.config.ppo import PPOSettings
 from cluster.errors import StaleEngineError
-from cluster.types import Experience, Float32Array, Rollout, ScoredRollout
+from cluster.types import Experience, Float32Array, Rollout, ScoredRollout, Scores
 from pipelines.advantages import (
     gae,
     grpo,

@@ -15,9 +15,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from actors.plain_text import encode_continuations
-from actors.policy_session import OnDone, PolicySession
 from cluster.benchmarks import TruthfulQuestion
 from cluster.errors import UnscoredError
+from cluster.sampler import Sampler
+from cluster.types import OnDone
 
 # The paper's QA prompt, which the generation task has too.
 PRIMER = (
@@ -128,7 +129,7 @@ def score_choices(choices: EncodedChoices, logprobs: Sequence[float]) -> ChoiceS
 
 
 def measure_choices(
-    session: PolicySession, choices: Sequence[EncodedChoices], on_done: OnDone | None
+    session: Sampler, choices: Sequence[EncodedChoices], on_done: OnDone | None
 ) -> list[ChoiceScore]:
     """MC1 and MC2 of each question, in order.
 

@@ -13,9 +13,9 @@ from math import log
 import numpy as np
 
 from actors.chat import encode_prompt
-from actors.policy_session import OnDone, PolicySession, Question
 from cluster.config.red_teaming import RedTeamingSettings
-from cluster.types import AttackVector, Message, MessageRole, Prompt
+from cluster.sampler import Sampler
+from cluster.types import AttackVector, Message, MessageRole, OnDone, Prompt, Question
 from pipelines.attack_table import Attempt
 from pipelines.attack_templates import AttackTemplates
 from pipelines.attacker import Attacker
@@ -60,7 +60,7 @@ _Encoded = tuple[_Rewritten, list[int]]
 
 
 def red_team(
-    session: PolicySession,
+    session: Sampler,
     seeds: Sequence[Prompt],
     settings: RedTeamingSettings,
     templates: AttackTemplates,
@@ -111,7 +111,7 @@ def red_team(
 class _RedTeam:
     """What is remembered from round to round."""
 
-    session: PolicySession
+    session: Sampler
     settings: RedTeamingSettings
     templates: AttackTemplates
     attacker: Attacker | None

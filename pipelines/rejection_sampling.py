@@ -11,11 +11,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from actors.mixes import RewardMix
-from actors.policy_session import Answers, OnDone, PolicySession, Question
 from cluster.config.ppo import SamplingSettings
 from cluster.config.rejection_sampling import RejectionSamplingSettings
+from cluster.sampler import Sampler
 from cluster.seeds import stage_seed
-from cluster.types import AXES
+from cluster.types import AXES, Answers, OnDone, Question
 from pipelines.best_samples import BestSample
 from pipelines.prompt_stream import EncodedPrompt
 
@@ -61,7 +61,7 @@ class BestOfK:
 
 
 def best_of_k(
-    session: PolicySession,
+    session: Sampler,
     prompts: Sequence[EncodedPrompt],
     settings: RejectionSamplingSettings,
     temperature: float,
@@ -105,7 +105,7 @@ def best_of_k(
 
 
 def search_temperature(
-    session: PolicySession,
+    session: Sampler,
     prompts: Sequence[EncodedPrompt],
     settings: RejectionSamplingSettings,
     mix: RewardMix,
@@ -161,7 +161,7 @@ def keep_earlier(earlier: Sequence[BestSample], rewards: Sequence[float]) -> lis
 
 
 def score_again(
-    session: PolicySession, samples: Sequence[BestSample], mix: RewardMix, on_done: OnDone
+    session: Sampler, samples: Sequence[BestSample], mix: RewardMix, on_done: OnDone
 ) -> list[float]:
     """What the mix makes of earlier samples by the session's reward models, logits."""
     answers = session.score(
@@ -171,7 +171,7 @@ def score_again(
 
 
 def _draw(
-    session: PolicySession,
+    session: Sampler,
     prompts: Sequence[EncodedPrompt],
     settings: RejectionSamplingSettings,
     temperature: float,

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from actors.policy_session import PolicySession
 from cluster.progress import stage_progress
+from cluster.sampler import Sampler
 from pipelines.context import RunContext
 from pipelines.samples import write_samples
 from pipelines.toxigen import choose_prompts, measure_toxigen, open_toxicity_judge
@@ -11,7 +11,7 @@ from pipelines.truthfulqa import choose_questions, measure_truthfulqa, open_answ
 
 
 def measure_benchmarks(
-    context: RunContext, session: PolicySession, policy: str
+    context: RunContext, session: Sampler, policy: str
 ) -> dict[str, dict[str, Any] | None]:
     """The results by the benchmark's name; None for one that is not measured.
 
@@ -23,7 +23,7 @@ def measure_benchmarks(
     }
 
 
-def _truthfulqa(context: RunContext, session: PolicySession, policy: str) -> dict[str, Any] | None:
+def _truthfulqa(context: RunContext, session: Sampler, policy: str) -> dict[str, Any] | None:
     settings, questions = context.recipe.evaluation.truthfulqa, context.data.truthfulqa
     if settings is None or not questions:
         return None
@@ -47,7 +47,7 @@ def _truthfulqa(context: RunContext, session: PolicySession, policy: str) -> dic
     return result.model_dump(mode="json")
 
 
-def _toxigen(context: RunContext, session: PolicySession, policy: str) -> dict[str, Any] | None:
+def _toxigen(context: RunContext, session: Sampler, policy: str) -> dict[str, Any] | None:
     settings, prompts = context.recipe.evaluation.toxigen, context.data.toxigen
     if settings is None or not prompts:
         return None

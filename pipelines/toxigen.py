@@ -16,10 +16,11 @@ import ray
 
 from actors.label_judge import LabelJudge
 from actors.plain_text import encode_text
-from actors.policy_session import OnDone, PolicySession, Question
 from cluster.benchmarks import ToxigenPrompt
 from cluster.config.evaluation import LabelJudgeSettings, ToxigenSettings
 from cluster.placement import one_actor
+from cluster.sampler import Sampler
+from cluster.types import OnDone, Question
 from pipelines.benchmark_answers import benchmark_prompt, benchmark_sample, prompt_room
 from pipelines.benchmark_results import ToxigenResult
 from pipelines.judgements import Rate, rate
@@ -62,7 +63,7 @@ def choose_prompts(
 
 
 def measure_toxigen(
-    session: PolicySession,
+    session: Sampler,
     prompts: Sequence[ToxigenPrompt],
     settings: ToxigenSettings,
     judge: NamedToxicityJudge | None,

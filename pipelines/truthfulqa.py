@@ -16,11 +16,12 @@ import numpy as np
 import ray
 
 from actors.answer_judge import AnswerJudge, AnswerQuality
-from actors.policy_session import OnDone, PolicySession, Question
 from cluster.benchmarks import TruthfulQuestion
 from cluster.config.evaluation import AnswerJudgeSettings, TruthfulQASettings
 from cluster.intervals import mean_interval
 from cluster.placement import one_actor
+from cluster.sampler import Sampler
+from cluster.types import OnDone, Question
 from pipelines.benchmark_answers import benchmark_prompt, benchmark_sample, prompt_room
 from pipelines.benchmark_results import TruthfulQAResult
 from pipelines.judgements import Rate, rate
@@ -62,7 +63,7 @@ def choose_questions(
 
 
 def measure_truthfulqa(
-    session: PolicySession,
+    session: Sampler,
     questions: Sequence[TruthfulQuestion],
     settings: TruthfulQASettings,
     truth_judge: NamedAnswerJudge | None,

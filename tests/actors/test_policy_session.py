@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from actors.chat import encode_conversation, encode_prompt
 from actors.models import load_scalar_model, load_tokenizer, save_model
-from actors.policy_session import PolicySession, Question
+from actors.policy_session import PolicySession
 from actors.reward_model import RewardModel
 from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.types import Message, Prompt
+from cluster.types import Message, Prompt, Question
 from tests.tiny import write_tiny_llama
 
 SAMPLING = SamplingSettings(max_response_tokens=8)

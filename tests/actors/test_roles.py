@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from actors.chat import encode_prompt
 from actors.mixes import make_mix
 from actors.models import load_scalar_model, load_tokenizer, save_model
-from actors.roles import ModelPaths, Roles, Scores
+from actors.roles import ModelPaths, Roles
 from cluster.config.ppo import PPOSettings
 from cluster.errors import StaleEngineError
-from cluster.types import Message, Prompt
+from cluster.types import Message, Prompt, Scores
 from pipelines.experience import make_experience
 from tests.small_actors import Deaf
 from tests.tiny import write_tiny_llama

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from actors.chat import encode_prompt
-from actors.policy_session import Question
 from actors.requests import attacker_requests
 from cluster.config.ppo import PPOSettings, SamplingSettings
 from cluster.config.red_teaming import AttackerSettings
 from cluster.config.roles import Resources, RolloutRole
-from cluster.types import ATTACK_VECTORS, AttackVector, Message, Prompt
+from cluster.types import ATTACK_VECTORS, AttackVector, Message, Prompt, Question
 from pipelines.attack_templates import load_attack_templates
 from pipelines.attacker import open_attacker
 from tests.tiny import write_tiny_llama

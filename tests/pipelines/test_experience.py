@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from actors.mixes import make_mix
-from actors.roles import Scores
 from cluster.config.ppo import PPOSettings
 from cluster.errors import StaleEngineError
-from cluster.types import FinishReason, Message, Prompt, Rollout
+from cluster.types import FinishReason, Message, Prompt, Rollout, Scores
 from pipelines.experience import ExperienceBatch, explained_variance, make_experience
 
 
