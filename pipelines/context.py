@@ -15,10 +15,10 @@ from cluster.config.recipe import Recipe
 from cluster.errors import RunStopped
 from cluster.metrics import MetricsWriter
 from cluster.progress import Advance
+from cluster.records.plan import PREVIOUS, START, PlannedStage, yardsticks
 from cluster.run_directory import RunDirectory
 from cluster.types import AXES, Axis
 from pipelines.model_making import make_llama, make_tokenizer
-from pipelines.plan import PREVIOUS, START, PlannedStage, yardsticks
 from pipelines.run_data import RunData
 from pipelines.sessions import Sessions, benchmark_room, longest_conversation
 from pipelines.stage_inputs import name_artifacts

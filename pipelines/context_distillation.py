@@ -7,72 +7,26 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from actors.chat import encode_prompt
 from cluster.config.context_distillation import ContextDistillationSettings
 from cluster.errors import InputError
 from cluster.logits import probability
+from cluster.records.distilled import (
+    UNCATEGORISED,
+    DistillationReport,
+    DistilledSample,
+    GroupGain,
+    Preprompt,
+)
+from cluster.records.rates import rate
 from cluster.sampler import Sampler
 from cluster.seeds import stage_seed
-from cluster.types import Demonstration, OnDone, Prompt, Question, Rollout
-from pipelines.judgements import Rate, rate
-from pipelines.preprompts import Preprompt, Preprompts, with_preprompt
-
-UNCATEGORISED = "no_category"
-
-
-@dataclass(frozen=True)
-class DistilledSample:
-    """The policy's answer to a prompt, and its best one after a preprompt. Scores are logits."""
-
-    prompt: Prompt
-    preprompt: Preprompt
-    original: str
-    original_score: float
-    distilled: str
-    distilled_score: float
-    kept: bool
-    """Whether the distilled answer is learned; else the original stays as it is."""
-
-    @property
-    def demonstration(self) -> Demonstration:
-        """What is learned of a kept sample: the better answer, without the preprompt."""
-        return Demonstration(self.prompt, self.distilled)
-
-
-class GroupGain(BaseModel):
-    """What distillation made of one group of prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kept: Rate
-    gain: float | None
-    """Mean rise of the safety probability over the kept samples; None without any."""
-
-
-class DistillationReport(BaseModel):
-    """What was tried and what was kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompts: int
-    too_long: int
-    """Prompts that do not fit the limit, by themselves or behind any of their preprompts."""
-    cut: int
-    """Answers after a preprompt that were cut at the longest length: never kept."""
-    leaked: int
-    """Answers after a preprompt that hold the preprompt: never kept."""
-    empty: int
-    """Answers after a preprompt without a word: never kept."""
-    kept: Rate
-    gain: float | None
-    by_category: dict[str, GroupGain]
-    by_kind: dict[str, GroupGain]
-    """By the kind of preprompt."""
+from cluster.types import OnDone, Prompt, Question, Rollout
+from pipelines.preprompts import Preprompts, with_preprompt
 
 
 def distil(

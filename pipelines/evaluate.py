@@ -8,18 +8,12 @@ import numpy as np
 from actors.mixes import RewardMix
 from cluster.config.evaluation import EvaluationSettings
 from cluster.config.ppo import SamplingSettings
+from cluster.records.rates import VIOLATION, StageEvaluation
+from cluster.records.samples import Sample, last_user_turn
 from cluster.sampler import Sampler
 from cluster.types import AXES, Float32Array, OnDone, Prompt, Question, Rollout
-from pipelines.judgements import (
-    ANSWER,
-    REFUSAL,
-    SAFE,
-    VIOLATION,
-    StageEvaluation,
-    evaluate_judgements,
-)
+from pipelines.judgements import ANSWER, REFUSAL, SAFE, evaluate_judgements
 from pipelines.prompt_stream import EncodedPrompt
-from pipelines.samples import Sample, last_user_turn
 from pipelines.tiny_world.oracle import Oracle
 
 # Answers for measuring use draws of their own, apart from those for training.

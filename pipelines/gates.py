@@ -2,85 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from pydantic import BaseModel, ConfigDict
-
 from cluster.config.gates import GateSettings
 from cluster.intervals import mean_interval, paired_difference
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, AttackVector, RiskCategory
-from pipelines.judgements import (
-    ORACLE,
-    VIOLATION,
-    Rate,
-    StageEvaluation,
-    probability,
-    rate,
-)
-from pipelines.samples import Sample
+from cluster.logits import probability
+from cluster.records.gates import CellChange, GateCheck, GateReport
+from cluster.records.rates import ORACLE, VIOLATION, StageEvaluation, rate
+from cluster.records.samples import Sample
+from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES
 from pipelines.tiny_world.oracle import Verdict
-
-
-class GateCheck(BaseModel):
-    """One number against its bound."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """The setting that asks for it."""
-    against: str | None
-    """The policy that it is held against; None for a bound of its own."""
-    value: float
-    low: float
-    high: float
-    """95 % interval."""
-    bound: float
-    passed: bool
-
-
-class CellChange(BaseModel):
-    """Violations in one cell before and after."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    against: str
-    risk_category: RiskCategory
-    attack_vector: AttackVector
-    before: Rate
-    after: Rate
-
-
-class GateReport(BaseModel):
-    """All checks of one policy, and the cells in which violations rose, the worst first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    policy: str
-    checks: tuple[GateCheck, ...]
-    cells: tuple[CellChange, ...]
-
-    @property
-    def failed(self) -> list[GateCheck]:
-        """The checks that did not pass."""
-        return [check for check in self.checks if not check.passed]
-
-    def fault(self) -> str:
-        """What failed, and where, as one line."""
-        parts = [
-            f"{one.name} {one.value:+.2%} [{one.low:+.2%}, {one.high:+.2%}]"
-            + (f" against {one.against}" if one.against else "")
-            + f", allowed {one.bound:.2%}"
-            for one in self.failed
-        ]
-        line = f"gate failed: {self.policy} is not promoted: {'; '.join(parts)}"
-        against = {one.against for one in self.failed if one.name == "max_violation_rise"}
-        if against:
-            cells = ", ".join(
-                f"{one.risk_category} x {one.attack_vector} "
-                f"{one.before.count}/{one.before.total} -> {one.after.count}/{one.after.total}"
-                for one in self.cells
-                if one.against in against
-            )
-            line += f"; violations rose in: {cells or 'no single cell'}"
-        return line
 
 
 def check_policy(

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cluster.records.plan import PlannedStage
 from cluster.seeds import stage_seed
 from cluster.tables import read_prompts
 from cluster.types import Prompt
 from pipelines.context import RunContext
-from pipelines.plan import PlannedStage
 
 RED_TEAM_PROMPTS = "prompts.parquet"
 

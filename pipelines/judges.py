@@ -12,10 +12,10 @@ from ray.actor import ActorHandle
 from actors.label_judge import LabelJudge
 from actors.reward_model import RewardModel
 from cluster.placement import one_actor
+from cluster.records.rates import ORACLE
 from cluster.types import Float32Array, Rollout
 from pipelines.context import RunContext
 from pipelines.evaluate import Judge, RefusalJudge, model_judge, oracle_judge
-from pipelines.judgements import ORACLE
 
 
 def _scores_of(judge: ActorHandle, rollouts: Sequence[Rollout]) -> Float32Array:

@@ -31,6 +31,7 @@ from cluster.config.ppo import PPOSettings
 from cluster.errors import RunStopped
 from cluster.metrics import MetricsWriter
 from cluster.progress import announce, stage_progress
+from cluster.records.samples import Sample, write_samples
 from cluster.run_directory import RunDirectory
 from cluster.types import Experience
 from pipelines.early_stop import EarlyStop
@@ -38,7 +39,6 @@ from pipelines.experience import ExperienceBatch, make_experience, sequence_kl
 from pipelines.kl_control import KLController
 from pipelines.prompt_stream import EncodedPrompt, PromptStream
 from pipelines.rollout_queue import VALIDATION_DRAWS, RolloutQueue
-from pipelines.samples import Sample, write_samples
 
 _STATE = "state.json"
 

@@ -3,11 +3,11 @@
 from cluster.config.recipe import REWARD_STAGES, Recipe
 from cluster.config.roles import RolloutRole
 from cluster.errors import InputError
+from cluster.records.best_samples import find_best
+from cluster.records.plan import measured_policies
 from cluster.types import AXES
 from pipelines.attack_templates import load_attack_templates
-from pipelines.best_samples import find_best
 from pipelines.context import RunContext
-from pipelines.plan import measured_policies
 from pipelines.preflight_models import check_models
 from pipelines.preprompts import load_preprompts
 

@@ -13,17 +13,16 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from cluster.config.base import Settings
 from cluster.errors import InputError
+from cluster.records.distilled import Preprompt
 from cluster.types import Message, Prompt, RiskCategory
 from pipelines.user_files import compile_template, place, read_file, render, require_text, sandbox
-
-PrepromptKind = Literal["generic", "adjectives", "category"]
 
 _SETTING = "context_distillation.preprompts"
 _COUNT_SETTING = "context_distillation.preprompts_per_prompt"
@@ -45,15 +44,6 @@ class _PrepromptsFile(Settings):
         default_factory=dict
     )
     """Preprompts for prompts of one risk category: how such a prompt is answered well."""
-
-
-@dataclass(frozen=True)
-class Preprompt:
-    """A safety preprompt."""
-
-    id: str  # says which entry of the file it is
-    kind: PrepromptKind
-    text: str
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,19 @@ import numpy as np
 
 from actors.chat import encode_prompt
 from cluster.config.red_teaming import RedTeamingSettings
-from cluster.sampler import Sampler
-from cluster.types import AttackVector, Message, MessageRole, OnDone, Prompt, Question
-from pipelines.attack_table import Attempt
-from pipelines.attack_templates import AttackTemplates
-from pipelines.attacker import Attacker
-from pipelines.import_rows import make_prompt
-from pipelines.red_teaming_summary import (
+from cluster.records.attempts import Attempt
+from cluster.records.red_teaming import (
     COUNTED,
     RedTeamingRound,
     RedTeamingSummary,
     summarize,
     violations,
 )
+from cluster.sampler import Sampler
+from cluster.types import AttackVector, Message, MessageRole, OnDone, Prompt, Question
+from pipelines.attack_templates import AttackTemplates
+from pipelines.attacker import Attacker
+from pipelines.import_rows import make_prompt
 
 SOURCE = "red_teaming"
 ATTACKER = "attacker"

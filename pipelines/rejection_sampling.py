@@ -8,40 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from actors.mixes import RewardMix
 from cluster.config.ppo import SamplingSettings
 from cluster.config.rejection_sampling import RejectionSamplingSettings
+from cluster.records.best_samples import BestSample
+from cluster.records.rejection_sampling import RewardCurve, TemperatureTrial
 from cluster.sampler import Sampler
 from cluster.seeds import stage_seed
 from cluster.types import AXES, Answers, OnDone, Question
-from pipelines.best_samples import BestSample
 from pipelines.prompt_stream import EncodedPrompt
 
 Rewards = npt.NDArray[np.float64]
 """[prompts, K] logits of the mix, in the order of the samples."""
-
-
-class RewardCurve(BaseModel):
-    """Reward against K, the mean over the prompts of one kind; index 0 is K = 1."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompts: int
-    max: tuple[float, ...]
-    """Of the best of the first K samples; never falls."""
-    median: tuple[float, ...]
-    """Of the median of the first K samples."""
-
-
-class TemperatureTrial(BaseModel):
-    """How good the best of K was at one temperature."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    temperature: float
-    best_reward: float
 
 
 @dataclass(frozen=True)

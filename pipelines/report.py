@@ -12,10 +12,16 @@ from markupsafe import Markup
 from cluster.atomic import write_bytes
 from cluster.config.recipe import REWARD_STAGES, Recipe
 from cluster.metrics import read_metrics
+from cluster.records.plan import PlannedStage, evaluation_of, make_plan
+from cluster.records.summary import (
+    finished_stages,
+    measurements,
+    reward_evaluations,
+    stage_evaluations,
+)
 from cluster.run_directory import RunDirectory
 from cluster.types import RISK_CATEGORIES
 from pipelines import report_words
-from pipelines.plan import PlannedStage, make_plan
 from pipelines.report_benchmarks import benchmarks_report
 from pipelines.report_curves import CurveGroup, Metrics, ppo_report, supervised_curves
 from pipelines.report_gates import gates_report
@@ -34,8 +40,6 @@ from pipelines.report_results import (
 )
 from pipelines.report_rewards import reward_model_report
 from pipelines.report_scores import kept_samples, score_distributions, shown_answers
-from pipelines.stage_inputs import evaluation_of
-from pipelines.summary import finished_stages, measurements, reward_evaluations, stage_evaluations
 
 _FITTED = (
     *("sft", "safety_sft", *REWARD_STAGES.values()),

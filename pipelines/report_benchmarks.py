@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.benchmark_results import ToxigenResult, TruthfulQAResult
-from pipelines.judgements import MeanScore
+from cluster.records.benchmark_results import ToxigenResult, TruthfulQAResult
+from cluster.records.rates import MeanScore
 from pipelines.reference_rows import REFERENCE_ROWS, ComparisonRow, comparison_rows
 from pipelines.report_results import ResultRow
 from pipelines.report_words import after, label, percent

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.judgements import Rate
+from cluster.records.rates import Rate
 from pipelines.report_drawing import (
     DASHES,
     INK,

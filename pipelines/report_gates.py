@@ -3,10 +3,9 @@
 import json
 from dataclasses import dataclass
 
+from cluster.records.gates import CellChange, GateCheck, gate_reports
 from cluster.run_directory import RunDirectory
-from pipelines.gates import CellChange, GateCheck
 from pipelines.report_words import interval_of, label, percent, points, points_between
-from pipelines.stage_gates import gate_reports
 
 _CHECKS = {
     "max_violation_rise": "rise of violations",

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.context_distillation import DistillationReport, GroupGain
-from pipelines.red_teaming_summary import RedTeamingRound, RedTeamingSummary
-from pipelines.rejection_sampling import RewardCurve, TemperatureTrial
+from cluster.records.distilled import DistillationReport, GroupGain
+from cluster.records.red_teaming import RedTeamingRound, RedTeamingSummary
+from cluster.records.rejection_sampling import RewardCurve, TemperatureTrial
 from pipelines.report_charts import line_chart
 from pipelines.report_drawing import Chart
 from pipelines.report_plots import share_of, shares_chart

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from pipelines.judgements import MeanScore, Rate
+from cluster.records.rates import MeanScore, Rate
 from pipelines.report_drawing import (
     DASHES,
     INK,

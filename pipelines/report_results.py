@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.config.recipe import Recipe
+from cluster.records.plan import PREVIOUS, parent_of
+from cluster.records.rates import Cell, MeanScore, Rate, StageEvaluation
+from cluster.records.samples import Sample
 from cluster.run_directory import RunDirectory
 from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES
 from pipelines.gates import (
@@ -15,13 +18,10 @@ from pipelines.gates import (
     is_violation,
     pair_up,
 )
-from pipelines.judgements import Cell, MeanScore, Rate, StageEvaluation
-from pipelines.plan import PREVIOUS, parent_of
 from pipelines.report_drawing import Chart
 from pipelines.report_plots import PlanePoint, plane_chart, share_of, shares_chart
 from pipelines.report_scores import kept_samples
 from pipelines.report_words import label, sentence
-from pipelines.samples import Sample
 
 _RATES = {
     "violations": "violations, of adversarial prompts",

@@ -6,12 +6,11 @@ from itertools import pairwise
 from typing import Any
 
 from cluster.config.recipe import REWARD_STAGES
-from pipelines.judgements import Rate
+from cluster.records.rates import Rate
+from cluster.records.reward_models import RewardModelEvaluation, SafetyCalibration, ScoreHistogram
 from pipelines.report_charts import calibration_chart, histogram_chart
 from pipelines.report_drawing import Chart
 from pipelines.report_words import label, number
-from pipelines.reward_accuracy import RewardModelEvaluation, ScoreHistogram
-from pipelines.reward_metrics import SafetyCalibration
 
 
 @dataclass(frozen=True)

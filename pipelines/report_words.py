@@ -7,8 +7,8 @@ from datetime import datetime
 from cluster.config.mixes import LagrangianMixSettings, MixSettings, PiecewiseMixSettings
 from cluster.config.ppo import PPOSettings
 from cluster.config.recipe import Recipe
-from pipelines.judgements import MeanScore, Rate, StageEvaluation
-from pipelines.plan import PREVIOUS, START
+from cluster.records.plan import PREVIOUS, START
+from cluster.records.rates import MeanScore, Rate, StageEvaluation
 
 _NAMES = {
     START: "start model",

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from cluster.records.rates import Rate, rate
+from cluster.records.reward_models import CalibrationBin, RewardModelEvaluation, ScoreHistogram
 from cluster.types import RATINGS, RISK_CATEGORIES, Axis, PreferencePair
-from pipelines.judgements import Rate, rate
 
 SafetyBin = Literal[
     "chosen safe, rejected unsafe", "both safe", "both unsafe", "chosen unsafe, rejected safe"
@@ -16,40 +16,6 @@ SafetyBin = Literal[
 
 _CALIBRATION_BINS = 10
 _HISTOGRAM_BINS = 30
-
-
-class CalibrationBin(BaseModel):
-    """Pairs whose predicted probability fell into one bin."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    predicted: float  # mean probability that the higher score was preferred, in [0.5, 1]
-    observed: Rate  # how often it was
-
-
-class ScoreHistogram(BaseModel):
-    """Scores of both answers, in logits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    edges: tuple[float, ...]  # [B + 1]
-    chosen: tuple[int, ...]  # [B]
-    rejected: tuple[int, ...]  # [B]
-
-
-class RewardModelEvaluation(BaseModel):
-    """A reward model on held-out pairs. A tie counts as wrong."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    axis: Axis
-    accuracy: Rate
-    by_rating: dict[str, Rate]
-    by_safety: dict[str, Rate]
-    by_category: dict[str, Rate]
-    unsafe_recall: Rate  # of answers labelled unsafe, those that score below 0
-    calibration: tuple[CalibrationBin, ...]
-    histogram: ScoreHistogram
 
 
 def evaluate_reward_model(

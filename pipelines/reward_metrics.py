@@ -7,30 +7,12 @@ sigmoid(score) with a threshold (Llama 2, section 4.2.3), so it should mean what
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from cluster.records.rates import rate
+from cluster.records.reward_models import SafetyBin, SafetyCalibration
 from cluster.types import PreferencePair
-from pipelines.judgements import Rate, rate
 
 _BINS = 10
-
-
-class SafetyBin(BaseModel):
-    """Labelled responses whose predicted probability of being safe fell into one bin."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    predicted: float  # mean sigmoid(score), in [0, 1]
-    safe: Rate  # how many were
-
-
-class SafetyCalibration(BaseModel):
-    """The safety model's sigmoid(score) against safety labels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bins: tuple[SafetyBin, ...]  # of equal width, in rising order, without empty ones
-    expected_error: float  # mean distance of predicted and observed share, weighted by responses
 
 
 def calibrate_safety(

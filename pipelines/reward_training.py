@@ -17,9 +17,10 @@ from actors.ranking import auxiliary_safety_loss, margin_of, ranking_loss
 from cluster.config.roles import Precision
 from cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings
 from cluster.errors import InputError
+from cluster.records.reward_models import RewardModelEvaluation, SafetyCalibration
 from cluster.types import Axis, PreferencePair
-from pipelines.reward_accuracy import RewardModelEvaluation, evaluate_reward_model
-from pipelines.reward_metrics import SafetyCalibration, calibrate_safety
+from pipelines.reward_accuracy import evaluate_reward_model
+from pipelines.reward_metrics import calibrate_safety
 from pipelines.supervised import FitResult, fit
 from pipelines.supervised_loop import StepReport, SupervisedTask
 

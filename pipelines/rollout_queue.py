@@ -26,8 +26,8 @@ from ray.exceptions import GetTimeoutError
 
 from actors.roles import FrozenScoring, Roles
 from cluster.config.ppo import PPOSettings
+from cluster.records.rollouts import read_rollouts, write_rollouts
 from pipelines.prompt_stream import EncodedPrompt, PromptStream
-from pipelines.rollout_table import read_rollouts, write_rollouts
 
 # Streams of random draws, apart from one another.
 TRAINING_DRAWS, VALIDATION_DRAWS = 0, 1

@@ -15,8 +15,8 @@ from cluster.config.roles import ModelRole
 from cluster.config.supervised import SupervisedSettings
 from cluster.errors import InputError
 from cluster.placement import RoleRequest, missing_resources, total_cpus
+from cluster.records.plan import measured_policies
 from cluster.types import AXES
-from pipelines.plan import measured_policies
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from cluster.errors import GateFailed, RunStopped
 from cluster.lost_nodes import NamingLostNodes
 from cluster.metrics import MetricsWriter
 from cluster.progress import announce
+from cluster.records.plan import PlannedStage, evaluation_of, make_plan
+from cluster.records.summary import write_summary
 from cluster.run_directory import RunDirectory
 from cluster.session import ray_session
 from cluster.trackers.ray_gauges import metrics_address
@@ -25,16 +27,13 @@ from cluster.tracking import Trackers, open_trackers
 from pipelines import preflight
 from pipelines.adopt import adopt
 from pipelines.context import RunContext, open_context
-from pipelines.plan import PlannedStage, make_plan
 from pipelines.report import write_report
 from pipelines.room import require_room, required_cpus
 from pipelines.run_data import load_data
 from pipelines.stage_evaluation import due, is_done, measure
 from pipelines.stage_gates import check_gates, promote
-from pipelines.stage_inputs import evaluation_of
 from pipelines.stage_supervised import run_rewards
 from pipelines.stages import STAGES
-from pipelines.summary import write_summary
 
 
 def run_recipe(recipe: Recipe, out: Path, resume: bool, address: str | None) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from rich.tree import Tree
 from cluster.config.recipe import Recipe
 from cluster.config.topology import flat_settings
 from cluster.errors import InputError
+from cluster.records.plan import PREVIOUS, START, evaluation_of, make_plan
+from cluster.records.rates import Rate, StageEvaluation
+from cluster.records.samples import read_samples
+from cluster.records.summary import finished_stages, stage_evaluations
 from cluster.run_directory import RunDirectory
 from pipelines.gates import change, is_adversarial, is_benign, is_helpful, is_violation, pair_up
-from pipelines.judgements import Rate, StageEvaluation
-from pipelines.plan import PREVIOUS, START, make_plan
-from pipelines.samples import read_samples
-from pipelines.stage_inputs import evaluation_of
-from pipelines.summary import finished_stages, stage_evaluations
 
 app = typer.Typer(help="Look at runs.", no_args_is_help=True)
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from cluster.progress import stage_progress
+from cluster.records.samples import write_samples
 from cluster.sampler import Sampler
 from pipelines.context import RunContext
-from pipelines.samples import write_samples
 from pipelines.toxigen import choose_prompts, measure_toxigen, open_toxicity_judge
 from pipelines.truthfulqa import choose_questions, measure_truthfulqa, open_answer_judge
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.progress import announce, stage_progress
+from cluster.records.distilled import read_distilled, write_distilled
+from cluster.records.plan import PlannedStage
 from cluster.run_directory import write_json
 from cluster.seeds import stage_seed
 from pipelines.context import RunContext
 from pipelines.context_distillation import distil
-from pipelines.distilled_table import read_distilled, write_distilled
 from pipelines.gathered import draw_prompts, training_prompts
-from pipelines.plan import PlannedStage
 from pipelines.preprompts import load_preprompts
 from pipelines.stage_supervised import fit_policy, keep_policy, replay
 

@@ -5,14 +5,13 @@ from typing import Any
 
 from actors.mixes import make_mix
 from cluster.progress import announce, stage_progress
+from cluster.records.plan import PREVIOUS, evaluation_of, make_plan, measured_policies, yardsticks
+from cluster.records.samples import write_samples
 from pipelines.context import RunContext
 from pipelines.evaluate import choose_held_out, evaluate
 from pipelines.judges import open_judge, open_refusal_judge
-from pipelines.plan import PREVIOUS, make_plan, measured_policies, yardsticks
 from pipelines.prompt_stream import encode_prompts
-from pipelines.samples import write_samples
 from pipelines.stage_benchmarks import measure_benchmarks
-from pipelines.stage_inputs import evaluation_of
 
 
 def due(context: RunContext) -> list[str]:

@@ -5,14 +5,14 @@ from typing import Any
 
 from cluster.errors import GateFailed
 from cluster.progress import announce
-from cluster.run_directory import RunDirectory, write_json
+from cluster.records.gates import gate_reports
+from cluster.records.plan import PREVIOUS, evaluation_of, measured_policies, parent_of
+from cluster.records.rates import StageEvaluation
+from cluster.records.samples import Sample, read_samples
+from cluster.run_directory import write_json
 from pipelines.context import RunContext
-from pipelines.gates import GateReport, check_policy
-from pipelines.judgements import StageEvaluation
-from pipelines.plan import PREVIOUS, measured_policies, parent_of
-from pipelines.samples import Sample, read_samples
+from pipelines.gates import check_policy
 from pipelines.stage_evaluation import is_done
-from pipelines.stage_inputs import evaluation_of
 
 
 def check_gates(context: RunContext) -> None:
@@ -60,9 +60,3 @@ def promote(context: RunContext) -> None:
     }
     write_json(context.run.promoted_path, document)
     announce(f"promoted: {document['model']}")
-
-
-def gate_reports(run: RunDirectory) -> list[GateReport]:
-    """The gates that were asked, in the order of the policies."""
-    paths = [run.gate_path(policy) for policy in measured_policies(run.recipe())]
-    return [GateReport.model_validate_json(path.read_bytes()) for path in paths if path.is_file()]

@@ -17,9 +17,17 @@ from cluster.config.recipe import Recipe, StageName
 from cluster.config.roles import ModelRole
 from cluster.config.topology import TOPOLOGY
 from cluster.manifest import code_version, file_digest
+from cluster.records.best_samples import best_files
+from cluster.records.plan import (
+    PREVIOUS,
+    START,
+    PlannedStage,
+    evaluation_of,
+    make_plan,
+    measured_policies,
+    yardsticks,
+)
 from cluster.types import AXES, Axis
-from pipelines.best_samples import best_files
-from pipelines.plan import PREVIOUS, START, PlannedStage, make_plan, measured_policies, yardsticks
 
 _TABLES: dict[StageName, tuple[str, ...]] = {
     "sft": ("demonstrations/",),
@@ -38,11 +46,6 @@ _SCORING: dict[StageName, tuple[Axis, ...]] = {
     "red_teaming": ("safety",),
     "context_distillation": ("safety",),
 }
-
-
-def evaluation_of(policy: str) -> str:
-    """The name of a policy's measurement among the stages."""
-    return f"evaluation/{policy}"
 
 
 def name_artifacts(recipe: Recipe, digests: Mapping[str, str], room: int) -> dict[str, Artifact]:

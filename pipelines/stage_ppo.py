@@ -14,11 +14,11 @@ from cluster.atomic import new_directory
 from cluster.config.ppo import PPOSettings, SamplingSettings
 from cluster.errors import InputError
 from cluster.progress import announce
+from cluster.records.plan import PlannedStage
 from cluster.seeds import stage_seed
 from cluster.types import Prompt
 from pipelines.context import RunContext
 from pipelines.gathered import training_prompts
-from pipelines.plan import PlannedStage
 from pipelines.ppo import PPO
 from pipelines.prompt_stream import EncodedPrompt, encode_prompts
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.progress import announce, stage_progress
+from cluster.records.attempts import write_attempts
+from cluster.records.plan import PlannedStage
 from cluster.run_directory import write_json
 from cluster.seeds import stage_seed
 from cluster.tables import write_prompts
-from pipelines.attack_table import write_attempts
 from pipelines.attack_templates import load_attack_templates
 from pipelines.attacker import Attacker, open_attacker
 from pipelines.context import RunContext
 from pipelines.gathered import RED_TEAM_PROMPTS, training_prompts
-from pipelines.plan import PlannedStage
 from pipelines.red_teaming import red_team
 
 _REPORT = "report.json"

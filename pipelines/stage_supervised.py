@@ -13,11 +13,11 @@ from cluster.atomic import new_directory
 from cluster.config.recipe import REWARD_STAGES
 from cluster.config.supervised import SFTSettings
 from cluster.progress import stage_progress
+from cluster.records.best_samples import read_best, unique_demonstrations
+from cluster.records.plan import PlannedStage
 from cluster.seeds import stage_seed
 from cluster.types import AXES, Axis, Demonstration
-from pipelines.best_samples import read_best, unique_demonstrations
 from pipelines.context import RunContext
-from pipelines.plan import PlannedStage
 from pipelines.reward_training import train_reward_model
 from pipelines.sft import train_sft
 from pipelines.supervised import FitResult

@@ -6,8 +6,8 @@ Reward models train side by side and are started together: `stage_supervised.run
 from collections.abc import Callable
 
 from cluster.config.recipe import StageName
+from cluster.records.plan import PlannedStage
 from pipelines.context import RunContext
-from pipelines.plan import PlannedStage
 from pipelines.stage_context_distillation import run_context_distillation
 from pipelines.stage_ppo import run_ppo
 from pipelines.stage_red_teaming import run_red_teaming

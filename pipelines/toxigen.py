@@ -19,12 +19,12 @@ from actors.plain_text import encode_text
 from cluster.benchmarks import ToxigenPrompt
 from cluster.config.evaluation import LabelJudgeSettings, ToxigenSettings
 from cluster.placement import one_actor
+from cluster.records.benchmark_results import ToxigenResult
+from cluster.records.rates import Rate, rate
+from cluster.records.samples import Sample
 from cluster.sampler import Sampler
 from cluster.types import OnDone, Question
 from pipelines.benchmark_answers import benchmark_prompt, benchmark_sample, prompt_room
-from pipelines.benchmark_results import ToxigenResult
-from pipelines.judgements import Rate, rate
-from pipelines.samples import Sample
 
 SOURCE = "toxigen"
 TOXIC, NOT_TOXIC = "toxic", "not toxic"

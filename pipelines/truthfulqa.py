@@ -20,13 +20,13 @@ from cluster.benchmarks import TruthfulQuestion
 from cluster.config.evaluation import AnswerJudgeSettings, TruthfulQASettings
 from cluster.intervals import mean_interval
 from cluster.placement import one_actor
+from cluster.records.benchmark_results import TruthfulQAResult
+from cluster.records.rates import Rate, rate
+from cluster.records.samples import Sample
 from cluster.sampler import Sampler
 from cluster.types import OnDone, Question
 from pipelines.benchmark_answers import benchmark_prompt, benchmark_sample, prompt_room
-from pipelines.benchmark_results import TruthfulQAResult
-from pipelines.judgements import Rate, rate
 from pipelines.multiple_choice import ChoiceScore, EncodedChoices, encode_choices, measure_choices
-from pipelines.samples import Sample
 
 SOURCE = "truthfulqa"
 _DRAWS = 0x545146  # this benchmark's own, apart from those of other measurements

@@ -9,16 +9,22 @@ import numpy as np
 from cluster.config.load import parse_recipe
 from cluster.config.recipe import REWARD_STAGES, Recipe
 from cluster.metrics import MetricsWriter
+from cluster.records.plan import (
+    PlannedStage,
+    evaluation_of,
+    make_plan,
+    measured_policies,
+    parent_of,
+)
+from cluster.records.rates import ORACLE, StageEvaluation
+from cluster.records.samples import Sample, read_samples, write_samples
+from cluster.records.summary import write_summary
 from cluster.run_directory import RunDirectory, write_json
 from cluster.types import AXES, RATINGS, Axis, PreferencePair, Prompt
 from pipelines.gates import check_policy
-from pipelines.judgements import ORACLE, StageEvaluation, evaluate_judgements
-from pipelines.plan import PlannedStage, make_plan, measured_policies, parent_of
+from pipelines.judgements import evaluate_judgements
 from pipelines.reward_accuracy import evaluate_reward_model
 from pipelines.reward_metrics import calibrate_safety
-from pipelines.samples import Sample, read_samples, write_samples
-from pipelines.stage_inputs import evaluation_of
-from pipelines.summary import write_summary
 from tests.report_stages import (
     FIT,
     HOSTILE,

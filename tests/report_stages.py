@@ -4,20 +4,21 @@ from typing import Any
 
 import numpy as np
 
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
-from pipelines.attack_table import Attempt
-from pipelines.benchmark_results import ToxigenResult
-from pipelines.context_distillation import DistillationReport, GroupGain
-from pipelines.judgements import rate
-from pipelines.multiple_choice import ChoiceScore
-from pipelines.red_teaming_summary import (
+from cluster.records.attempts import Attempt
+from cluster.records.benchmark_results import ToxigenResult
+from cluster.records.distilled import DistillationReport, GroupGain
+from cluster.records.rates import rate
+from cluster.records.red_teaming import (
     COUNTED,
     RedTeamingRound,
     RedTeamingSummary,
     summarize,
     violations,
 )
-from pipelines.rejection_sampling import TemperatureTrial, reward_curve
+from cluster.records.rejection_sampling import TemperatureTrial
+from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
+from pipelines.multiple_choice import ChoiceScore
+from pipelines.rejection_sampling import reward_curve
 from pipelines.toxigen import rates_by_group
 from pipelines.truthfulqa import summarise
 

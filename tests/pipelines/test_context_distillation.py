@@ -8,10 +8,16 @@ from actors.policy_session import PolicySession
 from cluster.config.context_distillation import ContextDistillationSettings
 from cluster.config.ppo import SamplingSettings
 from cluster.errors import InputError
+from cluster.records.distilled import (
+    UNCATEGORISED,
+    DistilledSample,
+    Preprompt,
+    read_distilled,
+    write_distilled,
+)
 from cluster.types import RISK_CATEGORIES, Message, Prompt
-from pipelines.context_distillation import UNCATEGORISED, DistilledSample, distil, fault
-from pipelines.distilled_table import read_distilled, write_distilled
-from pipelines.preprompts import Preprompt, Preprompts, load_preprompts
+from pipelines.context_distillation import distil, fault
+from pipelines.preprompts import Preprompts, load_preprompts
 
 SAMPLING = SamplingSettings(max_prompt_tokens=440, max_response_tokens=40)
 SETTINGS = ContextDistillationSettings(sampling=SAMPLING, preprompts_per_prompt=3)

@@ -3,10 +3,12 @@
 import pytest
 
 from cluster.config.gates import GateSettings
+from cluster.records.gates import GateReport
+from cluster.records.rates import ORACLE
+from cluster.records.samples import Sample
 from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
-from pipelines.gates import GateReport, change, check_policy, is_adversarial, is_violation, pair_up
-from pipelines.judgements import ORACLE, evaluate_judgements
-from pipelines.samples import Sample
+from pipelines.gates import change, check_policy, is_adversarial, is_violation, pair_up
+from pipelines.judgements import evaluate_judgements
 
 
 def a_sample(number: int, kind: str, verdict: str | None, helpfulness: float = 0.0) -> Sample:

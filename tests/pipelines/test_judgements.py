@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.records.rates import ORACLE, StageEvaluation
 from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
-from pipelines.judgements import ORACLE, StageEvaluation, evaluate_judgements
+from pipelines.judgements import evaluate_judgements
 from pipelines.tiny_world.oracle import Verdict
 
 

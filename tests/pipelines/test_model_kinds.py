@@ -40,12 +40,12 @@ from cluster.config.recipe import Recipe
 from cluster.config.roles import RolloutRole
 from cluster.config.supervised import SupervisedSettings
 from cluster.metrics import MetricsWriter, read_metrics
+from cluster.records.plan import make_plan
+from cluster.records.samples import read_samples
 from cluster.run_directory import RunDirectory
 from cluster.types import AXES, Message, Prompt
 from pipelines.context import RunContext, open_context
-from pipelines.plan import make_plan
 from pipelines.run_data import load_data
-from pipelines.samples import read_samples
 from pipelines.stage_supervised import run_rewards, run_sft
 from pipelines.supervised import FitResult
 from pipelines.supervised_loop import Job, StepReport, SupervisedTask, run_rank

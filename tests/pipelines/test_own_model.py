@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from actors.models import load_scalar_model, load_tokenizer, save_model
 from cluster.benchmarks import TruthfulQuestion, write_truthfulqa
+from cluster.records.distilled import read_distilled
 from cluster.run_directory import RunDirectory
 from cluster.tables import DataDirectory, write_demonstrations, write_prompts
 from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Demonstration, Message, Prompt
-from pipelines.distilled_table import read_distilled
 from pipelines.tiny_world.answers import HARMFUL_STEPS
 from tests import preloaded
 from tests.tiny import write_constant_llama, write_tiny

@@ -4,7 +4,7 @@ from typing import Any
 
 from cluster.config.load import parse_recipe
 from cluster.config.recipe import Recipe
-from pipelines.plan import START, make_plan, measured_policies, parent_of, yardsticks
+from cluster.records.plan import START, make_plan, measured_policies, parent_of, yardsticks
 
 WHOLE = [
     "sft",

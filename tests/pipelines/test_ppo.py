@@ -13,11 +13,11 @@ from cluster.config.load import parse_recipe
 from cluster.config.recipe import Recipe
 from cluster.errors import RunStopped
 from cluster.metrics import MetricsWriter, read_metrics
+from cluster.records.plan import make_plan
+from cluster.records.samples import read_samples
 from cluster.run_directory import RunDirectory
 from pipelines.context import open_context
-from pipelines.plan import make_plan
 from pipelines.run_data import load_data
-from pipelines.samples import read_samples
 from pipelines.stage_ppo import run_ppo
 from tests.tiny import write_tiny_llama
 

@@ -14,8 +14,8 @@ from actors.policy_session import PolicySession
 from cluster.config.ppo import PPOSettings, SamplingSettings
 from cluster.config.red_teaming import RedTeamingSettings
 from cluster.intervals import wilson
+from cluster.records.attempts import Attempt, read_attempts, write_attempts
 from cluster.types import Message, Prompt, RiskCategory
-from pipelines.attack_table import Attempt, read_attempts, write_attempts
 from pipelines.attack_templates import AttackTemplates, load_attack_templates
 from pipelines.attacker import Attacker
 from pipelines.import_rows import make_prompt

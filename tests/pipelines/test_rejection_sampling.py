@@ -15,14 +15,14 @@ from cluster.config.mixes import WeightedSumMixSettings
 from cluster.config.ppo import SamplingSettings
 from cluster.config.rejection_sampling import RejectionSamplingSettings, TemperatureSearchSettings
 from cluster.errors import InputError
-from cluster.types import AXES, Message, Prompt
-from pipelines.best_samples import (
+from cluster.records.best_samples import (
     BestSample,
     find_best,
     read_best,
     unique_demonstrations,
     write_best,
 )
+from cluster.types import AXES, Message, Prompt
 from pipelines.prompt_stream import EncodedPrompt, encode_prompts
 from pipelines.rejection_sampling import (
     best_of_k,

@@ -9,12 +9,12 @@ import pytest
 
 from cluster.config.load import parse_recipe
 from cluster.metrics import MetricsWriter
+from cluster.records.plan import PREVIOUS, START
+from cluster.records.rates import StageEvaluation
+from cluster.records.samples import write_samples
 from cluster.run_directory import RunDirectory
-from pipelines.judgements import StageEvaluation
-from pipelines.plan import PREVIOUS, START
 from pipelines.report import write_report
 from pipelines.report_words import percent
-from pipelines.samples import write_samples
 from tests.report_run import PPO_METRICS, RECIPE, STAGES, a_sample, answers, make_run, measure
 from tests.report_stages import HOSTILE, a_prompt
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cluster.config.load import parse_recipe
+from cluster.records.rates import Cell, MeanScore, Rate
 from cluster.run_directory import RunDirectory
-from pipelines.judgements import Cell, MeanScore, Rate
 from pipelines.reference_rows import REFERENCE_ROWS
 from pipelines.report import write_report
 from pipelines.report_benchmarks import benchmarks_report

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.judgements import mean_score, rate
+from cluster.records.rates import mean_score, rate
 from pipelines.report_labels import Box, PlacedLabel, place_labels
 from pipelines.report_plots import (
     PlanePoint,

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from cluster.config.load import parse_recipe
+from cluster.records.rates import ORACLE, Rate
+from cluster.records.samples import Sample
+from cluster.records.summary import stage_evaluations
 from cluster.run_directory import RunDirectory
-from pipelines.judgements import ORACLE, Rate, evaluate_judgements
+from pipelines.judgements import evaluate_judgements
 from pipelines.report_gates import gates_report
 from pipelines.report_results import (
     Change,
@@ -17,8 +20,6 @@ from pipelines.report_results import (
     result_rows,
     stage_charts,
 )
-from pipelines.samples import Sample
-from pipelines.summary import stage_evaluations
 from tests.report_run import RECIPE, a_sample, check_gates, measure
 from tests.report_stages import a_prompt
 

@@ -1,7 +1,8 @@
 """The report's words and numbers."""
 
 from cluster.config.ppo import PPOSettings
-from pipelines.judgements import StageEvaluation, evaluate_judgements
+from cluster.records.rates import StageEvaluation
+from pipelines.judgements import evaluate_judgements
 from pipelines.report_words import (
     after,
     headline,

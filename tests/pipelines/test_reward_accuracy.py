@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.records.rates import Rate
+from cluster.records.reward_models import RewardModelEvaluation
 from cluster.types import Message, PreferencePair, Prompt, Rating
-from pipelines.judgements import Rate
-from pipelines.reward_accuracy import RewardModelEvaluation, evaluate_reward_model
+from pipelines.reward_accuracy import evaluate_reward_model
 
 
 def a_pair(

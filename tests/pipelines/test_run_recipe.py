@@ -12,15 +12,14 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cluster.metrics import read_metrics
+from cluster.records.attempts import read_attempts
+from cluster.records.best_samples import read_best
+from cluster.records.distilled import read_distilled
+from cluster.records.plan import evaluation_of, measured_policies
+from cluster.records.rejection_sampling import RewardCurve
+from cluster.records.samples import read_samples
 from cluster.run_directory import RunDirectory
 from cluster.tables import DataDirectory, read_prompts
-from pipelines.attack_table import read_attempts
-from pipelines.best_samples import read_best
-from pipelines.distilled_table import read_distilled
-from pipelines.plan import measured_policies
-from pipelines.rejection_sampling import RewardCurve
-from pipelines.samples import read_samples
-from pipelines.stage_inputs import evaluation_of
 from tests import preloaded
 
 POLICIES = ["sft", "safety_sft", "rejection_sampling", "ppo", "context_distillation"]

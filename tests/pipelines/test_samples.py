@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.records.samples import Sample, read_samples, write_samples
 from cluster.types import Message, Prompt
-from pipelines.samples import Sample, read_samples, write_samples
 from pipelines.tiny_world.oracle import Verdict
 
 SCORES = st.none() | st.floats(-100, 100, width=32)

@@ -16,7 +16,7 @@ from actors.policy_session import PolicySession
 from cluster.benchmarks import ToxigenPrompt
 from cluster.config.evaluation import LabelJudgeSettings, ToxigenSettings
 from cluster.config.ppo import SamplingSettings
-from pipelines.judgements import rate
+from cluster.records.rates import rate
 from pipelines.reference_rows import REFERENCE_ROWS, comparison_rows
 from pipelines.toxigen import (
     NamedToxicityJudge,

@@ -8,9 +8,9 @@ import pytest
 
 from cluster.config.load import parse_recipe
 from cluster.metrics import MetricsWriter
+from cluster.records.samples import Sample, write_samples
 from cluster.run_directory import RunDirectory
 from cluster.types import Message, Prompt
-from pipelines.samples import Sample, write_samples
 from services.errors import ApiError
 from services.job_copies import Copies
 from services.job_history import History

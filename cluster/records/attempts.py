@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.atomic import write_bytes
+from cluster.records.samples import last_user_turn
 from cluster.tables import prompt_of, prompt_row
 from cluster.types import FinishReason, Prompt
-from pipelines.samples import last_user_turn
 
 ATTEMPTS = pa.schema(
     [

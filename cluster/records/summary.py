@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.config.recipe import REWARD_STAGES
+from cluster.records.benchmark_results import ToxigenResult, TruthfulQAResult
+from cluster.records.plan import PREVIOUS, PlannedStage, evaluation_of, make_plan, measured_policies
+from cluster.records.rates import MeanScore, Rate, StageEvaluation
+from cluster.records.reward_models import RewardModelEvaluation
 from cluster.run_directory import RunDirectory, write_json
-from pipelines.benchmark_results import ToxigenResult, TruthfulQAResult
-from pipelines.judgements import MeanScore, Rate, StageEvaluation
-from pipelines.plan import PREVIOUS, PlannedStage, make_plan, measured_policies
-from pipelines.reward_accuracy import RewardModelEvaluation
-from pipelines.stage_inputs import evaluation_of
 
 
 def stage_evaluations(run: RunDirectory) -> dict[str, StageEvaluation]:

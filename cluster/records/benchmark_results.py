@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.judgements import Rate
+from cluster.records.rates import Rate
 
 
 class TruthfulQAResult(BaseModel):

@@ -98,3 +98,8 @@ def yardsticks(recipe: Recipe) -> dict[Axis, str]:
     """
     first = [stage for stage in make_plan(recipe) if stage.round == 1]
     return {axis: stage.id for axis in AXES for stage in first if stage.name == REWARD_STAGES[axis]}
+
+
+def evaluation_of(policy: str) -> str:
+    """The name of a policy's measurement among the stages."""
+    return f"evaluation/{policy}"
