@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from actors.losses import token_logprobs
-from actors.microbatches import length_mask, plan_microbatches, right_pad
-from actors.model_kinds import positions
-from actors.models import load_causal_lm, read_tokenizer
-from actors.plain_text import encode_continuations
-from cluster.config.evaluation import AnswerJudgeSettings
-from cluster.errors import UnscoredError
-from cluster.types import Float32Array
+from rayward.actors.losses import token_logprobs
+from rayward.actors.microbatches import length_mask, plan_microbatches, right_pad
+from rayward.actors.model_kinds import positions
+from rayward.actors.models import load_causal_lm, read_tokenizer
+from rayward.actors.plain_text import encode_continuations
+from rayward.cluster.config.evaluation import AnswerJudgeSettings
+from rayward.cluster.errors import UnscoredError
+from rayward.cluster.types import Float32Array
 
 AnswerQuality = Literal["truth", "info"]
 

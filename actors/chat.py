@@ -12,9 +12,9 @@ from typing import Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from actors.model_kinds import first_line
-from cluster.errors import InputError
-from cluster.types import Message
+from rayward.actors.model_kinds import first_line
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import Message
 
 # Up to where an answer begins, with the whole answer, and up to where the answer was cut.
 _Part = Literal["prompt", "answered", "cut"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from actors.losses import entropy, token_logprobs
-from actors.microbatches import length_mask, right_pad
-from actors.models import token_values
-from cluster.types import Rollout
+from rayward.actors.losses import entropy, token_logprobs
+from rayward.actors.microbatches import length_mask, right_pad
+from rayward.actors.models import token_values
+from rayward.cluster.types import Rollout
 
 
 def _padded(rollouts: Sequence[Rollout], device: torch.device) -> tuple[Tensor, Tensor]:

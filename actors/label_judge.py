@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
-from actors.microbatches import length_mask, plan_microbatches, right_pad
-from actors.model_kinds import UNLOADABLE, first_line, is_classifier, load_config
-from actors.models import DTYPES, ignores_padding, read_tokenizer, sequence_scores
-from actors.reward_model import longest_input
-from cluster.config.evaluation import LabelJudgeSettings
-from cluster.errors import InputError, UnscoredError
+from rayward.actors.microbatches import length_mask, plan_microbatches, right_pad
+from rayward.actors.model_kinds import UNLOADABLE, first_line, is_classifier, load_config
+from rayward.actors.models import DTYPES, ignores_padding, read_tokenizer, sequence_scores
+from rayward.actors.reward_model import longest_input
+from rayward.cluster.config.evaluation import LabelJudgeSettings
+from rayward.cluster.errors import InputError, UnscoredError
 
 _KIND = "a transformers directory or hub id of a sequence classifier"
 _TOKENS_AT_ONCE = 8192

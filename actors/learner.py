@@ -13,12 +13,12 @@ from ray.actor import ActorHandle
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from actors.forward import response_logprobs, response_values, split_rows
-from actors.lora import adapter_weights, add_adapters, save_adapter
-from actors.losses import importance_weights, kl_loss, policy_loss, value_loss
-from actors.microbatches import microbatches_of_rank
-from actors.models import load_causal_lm, load_scalar_model, load_tokenizer, save_model
-from actors.zero import (
+from rayward.actors.forward import response_logprobs, response_values, split_rows
+from rayward.actors.lora import adapter_weights, add_adapters, save_adapter
+from rayward.actors.losses import importance_weights, kl_loss, policy_loss, value_loss
+from rayward.actors.microbatches import microbatches_of_rank
+from rayward.actors.models import load_causal_lm, load_scalar_model, load_tokenizer, save_model
+from rayward.actors.zero import (
     copies,
     full_weights,
     gradient_norm,
@@ -26,8 +26,8 @@ from actors.zero import (
     make_engine,
     recompute_activations,
 )
-from cluster.config.ppo import PPOSettings
-from cluster.types import Experience, Float32Array, Rollout
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.types import Experience, Float32Array, Rollout
 
 # What a microbatch adds to the metrics: loss, clipped tokens, drift from the old logprobs,
 # entropy, KL in the loss.
@@ -168,7 +168,7 @@ class Learner:
     def sync_weights(self, samplers: list[ActorHandle], version: int) -> None:
         """Send the policy's weights to the samplers and stamp them with `version`."""
         # vLLM takes seconds to import, and only the policy group speaks to it.
-        from actors.weight_sync import open_sync
+        from rayward.actors.weight_sync import open_sync
 
         if not hasattr(self, "_sync"):
             self._sync = open_sync(self._settings.rollout, samplers, self._model, self._rank)

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from actors.model_kinds import ADAPTER_CONFIG
-from actors.models import load_causal_lm, load_tokenizer, save_model
-from cluster.config.roles import LoRASettings
-from cluster.errors import InputError
+from rayward.actors.model_kinds import ADAPTER_CONFIG
+from rayward.actors.models import load_causal_lm, load_tokenizer, save_model
+from rayward.cluster.config.roles import LoRASettings
+from rayward.cluster.errors import InputError
 
 _NAME = "default"  # of the one adapter, as PEFT's own loaders expect it
 

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cluster.config.mixes import (
+from rayward.cluster.config.mixes import (
     LagrangianMixSettings,
     MixSettings,
     PiecewiseMixSettings,
     WeightedSumMixSettings,
 )
-from cluster.types import Float32Array
+from rayward.cluster.types import Float32Array
 
 
 @dataclass(frozen=True)

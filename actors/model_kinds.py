@@ -11,7 +11,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 
 CAUSAL_LM = "a transformers directory or hub id of a causal language model"
 CLASSIFIER = "a transformers directory or hub id of a sequence classifier with one output"

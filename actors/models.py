@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from actors.model_kinds import (
+from rayward.actors.model_kinds import (
     CAUSAL_LM,
     CLASSIFIER,
     SCALAR,
@@ -29,8 +29,8 @@ from actors.model_kinds import (
     require_classifier,
     require_directory_or_id,
 )
-from cluster.config.roles import Precision
-from cluster.errors import InputError
+from rayward.cluster.config.roles import Precision
+from rayward.cluster.errors import InputError
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

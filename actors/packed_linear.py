@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from actors.models import token_head
+from rayward.actors.models import token_head
 
 
 class PackedLinear(nn.Linear):

@@ -13,15 +13,24 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from transformers import PreTrainedTokenizerBase
 
-from actors.chat import decode_response, encode_conversation
-from actors.models import load_tokenizer
-from actors.requests import session_requests
-from actors.reward_model import RewardModel
-from actors.rollout_worker import RolloutWorker, rollout_environment
-from actors.sharding import joined
-from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.placement import Placement
-from cluster.types import AXES, Answers, Axis, Float32Array, OnDone, Prompt, Question, Rollout
+from rayward.actors.chat import decode_response, encode_conversation
+from rayward.actors.models import load_tokenizer
+from rayward.actors.requests import session_requests
+from rayward.actors.reward_model import RewardModel
+from rayward.actors.rollout_worker import RolloutWorker, rollout_environment
+from rayward.actors.sharding import joined
+from rayward.cluster.config.ppo import PPOSettings, SamplingSettings
+from rayward.cluster.placement import Placement
+from rayward.cluster.types import (
+    AXES,
+    Answers,
+    Axis,
+    Float32Array,
+    OnDone,
+    Prompt,
+    Question,
+    Rollout,
+)
 
 _CHUNK = 512
 _VERSION = 0

@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.types import Rating
+from rayward.cluster.types import Rating
 
 MarginKind = Literal["none", "small", "large"]
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from actors.forward import response_logprobs, split_rows
-from actors.microbatches import part_of, plan_microbatches
-from actors.models import load_causal_lm, weights_digest
-from cluster.config.roles import ScoringRole
-from cluster.types import Float32Array, Rollout
+from rayward.actors.forward import response_logprobs, split_rows
+from rayward.actors.microbatches import part_of, plan_microbatches
+from rayward.actors.models import load_causal_lm, weights_digest
+from rayward.cluster.config.roles import ScoringRole
+from rayward.cluster.types import Float32Array, Rollout
 
 
 class Reference:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from cluster.config.ppo import PPOSettings
-from cluster.config.red_teaming import AttackerSettings
-from cluster.placement import RoleRequest
-from cluster.types import Axis
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.config.red_teaming import AttackerSettings
+from rayward.cluster.placement import RoleRequest
+from rayward.cluster.types import Axis
 
 
 def role_requests(settings: PPOSettings) -> list[RoleRequest]:

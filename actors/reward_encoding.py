@@ -6,9 +6,9 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from actors.chat import decode_response, encode_answered, encode_conversation
-from actors.models import speak_alike
-from cluster.types import Message, Rollout
+from rayward.actors.chat import decode_response, encode_answered, encode_conversation
+from rayward.actors.models import speak_alike
+from rayward.cluster.types import Message, Rollout
 
 CutSide = Literal["left", "right"]
 
@@ -50,7 +50,7 @@ class RewardEncoder:
             ended: whether the answer came to its end, or was cut.
 
         Raises:
-            InputError: as `actors.chat.encode_prompt`.
+            InputError: as `rayward.actors.chat.encode_prompt`.
         """
         if not self.same_tokens:
             return encode_answered(self.tokenizer, messages, response, ended)

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.chat import require_template
-from actors.microbatches import part_of
-from actors.model_kinds import positions
-from actors.models import load_reward_model, load_tokenizer, read_tokenizer, weights_digest
-from actors.packed_linear import pack_linears
-from actors.reward_encoding import RewardEncoder
-from actors.reward_passes import RewardPasses
-from cluster.config.roles import RewardRole
-from cluster.errors import InputError, UnscoredError
-from cluster.types import Float32Array, Rollout
+from rayward.actors.chat import require_template
+from rayward.actors.microbatches import part_of
+from rayward.actors.model_kinds import positions
+from rayward.actors.models import load_reward_model, load_tokenizer, read_tokenizer, weights_digest
+from rayward.actors.packed_linear import pack_linears
+from rayward.actors.reward_encoding import RewardEncoder
+from rayward.actors.reward_passes import RewardPasses
+from rayward.cluster.config.roles import RewardRole
+from rayward.cluster.errors import InputError, UnscoredError
+from rayward.cluster.types import Float32Array, Rollout
 
 RewardName = Literal["safety", "helpfulness", "judge"]
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from actors.microbatches import length_mask, right_pad
-from actors.models import ignores_padding, sequence_scores
-from cluster.types import Float32Array
+from rayward.actors.microbatches import length_mask, right_pad
+from rayward.actors.models import ignores_padding, sequence_scores
+from rayward.cluster.types import Float32Array
 
 # Lengths are padded to a multiple of this, and so many rows share a fixed pass.
 _BUCKET = 16

@@ -13,15 +13,15 @@ import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
-from actors.learner import Learner
-from actors.reference import Reference
-from actors.requests import role_requests
-from actors.reward_model import RewardModel
-from actors.rollout_worker import RolloutWorker, rollout_environment
-from actors.sharding import Deal, deal, in_order, joined, share
-from cluster.config.ppo import PPOSettings
-from cluster.placement import Placement
-from cluster.types import Experience, Float32Array, Scores
+from rayward.actors.learner import Learner
+from rayward.actors.reference import Reference
+from rayward.actors.requests import role_requests
+from rayward.actors.reward_model import RewardModel
+from rayward.actors.rollout_worker import RolloutWorker, rollout_environment
+from rayward.actors.sharding import Deal, deal, in_order, joined, share
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.placement import Placement
+from rayward.cluster.types import Experience, Float32Array, Scores
 
 Wait = Callable[[Sequence[ObjectRef]], None]
 

@@ -13,11 +13,11 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput
 
-from actors.weight_transfer import BACKEND
-from cluster.config.ppo import SamplingSettings
-from cluster.config.roles import RolloutRole
-from cluster.errors import StaleEngineError, UnscoredError
-from cluster.types import FinishReason, Float32Array, Prompt, Rollout
+from rayward.actors.weight_transfer import BACKEND
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.roles import RolloutRole
+from rayward.cluster.errors import StaleEngineError, UnscoredError
+from rayward.cluster.types import FinishReason, Float32Array, Prompt, Rollout
 
 
 class RolloutWorker:

@@ -7,8 +7,8 @@ import numpy as np
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
-from cluster.config.ppo import SamplingSettings
-from cluster.types import Float32Array, Prompt
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.types import Float32Array, Prompt
 
 Deal = Callable[
     [Sequence[Prompt], Sequence[list[int]], Sequence[int], SamplingSettings, int], list[ObjectRef]

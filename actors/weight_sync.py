@@ -24,10 +24,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateRequest,
 )
 
-from actors.lora import whole_weights
-from actors.weight_transfer import BACKEND, register
-from actors.zero import gathered
-from cluster.config.roles import RolloutRole
+from rayward.actors.lora import whole_weights
+from rayward.actors.weight_transfer import BACKEND, register
+from rayward.actors.zero import gathered
+from rayward.cluster.config.roles import RolloutRole
 
 
 class ModelSource(WeightSource):

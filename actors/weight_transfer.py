@@ -77,5 +77,5 @@ def register() -> None:
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, "ObjectStoreEngine")
         WeightTransferTrainerFactory.register_engine(
-            BACKEND, "actors.weight_sync", "ObjectStoreTrainer"
+            BACKEND, "rayward.actors.weight_sync", "ObjectStoreTrainer"
         )

@@ -8,9 +8,9 @@ import deepspeed
 import torch
 from transformers import PreTrainedModel
 
-from actors.lora import WholeWeight, whole_weights
-from cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Precision
-from cluster.errors import InputError
+from rayward.actors.lora import WholeWeight, whole_weights
+from rayward.cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Precision
+from rayward.cluster.errors import InputError
 
 
 def join_process_group(rank: int, world_size: int, address: str, port: int) -> None:

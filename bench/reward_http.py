@@ -31,8 +31,8 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from actors.reward_model import RewardModel
-from cluster.config.serving import ServedRewardModel
+from rayward.actors.reward_model import RewardModel
+from rayward.cluster.config.serving import ServedRewardModel
 from tests.serving import free_port, serving
 from tests.tiny import tiny_tokenizer
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.atomic import new_directory
+from rayward.cluster.atomic import new_directory
 
 _DIGITS = 16
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 
 # As pyarrow.fs and fsspec name them: s3, py::fsspec+('s3', 's3a').
 _OBJECT_STORES = re.compile(r"\b(s3a?|gcs|gs|abfss?|az)\b")

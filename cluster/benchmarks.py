@@ -4,7 +4,7 @@
     DIR/benchmarks/toxigen.parquet      Hartvigsen et al. 2022, "ToxiGen" (arXiv 2203.09509)
 
 They are measured on as a whole and are in no split; nothing is ever trained on them. The paths
-come from `cluster.tables.DataDirectory.benchmark`.
+come from `rayward.cluster.tables.DataDirectory.benchmark`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from cluster.errors import InputError
-from cluster.parquet import read_rows, write_rows
+from rayward.cluster.errors import InputError
+from rayward.cluster.parquet import read_rows, write_rows
 
 _ANSWERS = pa.list_(pa.string())
 TRUTHFULQA = pa.schema(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.atomic import sync, write_bytes
+from rayward.cluster.atomic import sync, write_bytes
 
 _MARKER = "COMPLETE"
 _PARTIAL = ".partial"

@@ -6,8 +6,8 @@ from importlib.metadata import entry_points
 
 import typer
 
-from cluster.config.recipe import Recipe
-from cluster.errors import GateFailed, InputError, NodeLost, RunStopped
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import GateFailed, InputError, NodeLost, RunStopped
 
 _EXIT_BAD_INPUT = 2
 _EXIT_GATE_FAILED = 3

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import ray
 
-from cluster.errors import GateFailed, InputError, NodeLost, RunStopped
+from rayward.cluster.errors import GateFailed, InputError, NodeLost, RunStopped
 
 # Ray holds a node for lost after five unanswered questions, three seconds apart.
 _PATIENCE_S = 30.0

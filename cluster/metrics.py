@@ -3,7 +3,7 @@
     {"stage": "ppo", "step": 3, "time": 1700000000.0, "critic/rewards/mean": 0.41, ...}
 
 `time` is in seconds since 1970. Names with a unit of time under `timing/` are in seconds.
-TensorBoard sees each stage as a run of its own, TENSORBOARD/STAGE. Trackers (`cluster.tracking`)
+TensorBoard sees each stage as a run of its own, TENSORBOARD/STAGE. Trackers (`rayward.cluster.tracking`)
 get every line once it is in the file.
 """
 
@@ -18,9 +18,9 @@ from typing import Any, Self
 
 from tensorboard.summary import Writer
 
-from cluster.atomic import write_bytes
-from cluster.trackers.interface import MetricRow
-from cluster.tracking import Trackers
+from rayward.cluster.atomic import write_bytes
+from rayward.cluster.trackers.interface import MetricRow
+from rayward.cluster.tracking import Trackers
 
 _OWN_KEYS = ("stage", "step", "time")
 

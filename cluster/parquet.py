@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.atomic import is_file, resolve, write_bytes
-from cluster.errors import InputError
-from cluster.types import ATTACK_VECTORS, AXES, RATINGS, RISK_CATEGORIES, MessageRole
+from rayward.cluster.atomic import is_file, resolve, write_bytes
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import ATTACK_VECTORS, AXES, RATINGS, RISK_CATEGORIES, MessageRole
 
 Row = dict[str, Any]
 

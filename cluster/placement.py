@@ -11,8 +11,8 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.config.roles import Resources
-from cluster.errors import InputError
+from rayward.cluster.config.roles import Resources
+from rayward.cluster.errors import InputError
 
 _PLACEMENT_TIMEOUT_S = 600.0
 

@@ -28,20 +28,20 @@ from typing import IO, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from cluster.artifacts import Artifact
-from cluster.atomic import write_bytes
-from cluster.config.load import load_recipe
-from cluster.config.recipe import Recipe
-from cluster.config.topology import moved_settings
-from cluster.errors import InputError
-from cluster.manifest import (
+from rayward.cluster.artifacts import Artifact
+from rayward.cluster.atomic import write_bytes
+from rayward.cluster.config.load import load_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.topology import moved_settings
+from rayward.cluster.errors import InputError
+from rayward.cluster.manifest import (
     code_version,
     directory_digest,
     new_manifest,
     ray_job,
     source_digest,
 )
-from cluster.run_lock import LOCK, acquire
+from rayward.cluster.run_lock import LOCK, acquire
 
 RunState = Literal["running", "succeeded", "failed", "stopped"]
 
@@ -126,7 +126,7 @@ class RunDirectory:
 
     @property
     def metrics_path(self) -> Path:
-        """Numbers by step, as `cluster.metrics` writes them."""
+        """Numbers by step, as `rayward.cluster.metrics` writes them."""
         return self.root / "metrics.jsonl"
 
     @property
@@ -136,7 +136,7 @@ class RunDirectory:
 
     @property
     def tracking_path(self) -> Path:
-        """Which runs of experiment trackers are this one, as `cluster.tracking` writes it."""
+        """Which runs of experiment trackers are this one, as `rayward.cluster.tracking` writes it."""
         return self.root / "tracking.json"
 
     @property

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 
 LOCK = ".lock"
 _OWNER = re.compile(r"process (\d+) on (\S+)\n")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from cluster.config.ppo import SamplingSettings
-from cluster.types import Answers, Axis, Float32Array, OnDone, Prompt, Question, Rollout
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.types import Answers, Axis, Float32Array, OnDone, Prompt, Question, Rollout
 
 
 class Sampler(Protocol):

@@ -19,7 +19,7 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray._private.parameter import RayParams
 
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 
 _PROBE_TIMEOUT_S = 4.5
 _EXPECTED = "host:port or ray://host:port of a running Ray cluster"

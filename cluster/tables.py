@@ -7,7 +7,7 @@ A data directory:
     DIR/demonstrations/{train,held_out}.parquet
     DIR/safety_demonstrations/{train,held_out}.parquet  safe answers to adversarial prompts
     DIR/preferences/{train,held_out}.parquet
-    DIR/benchmarks/{truthfulqa,toxigen}.parquet         see cluster.benchmarks
+    DIR/benchmarks/{truthfulqa,toxigen}.parquet         see rayward.cluster.benchmarks
     DIR/_SUCCESS                                    written last; absent while DIR is written
 
 A file without rows is not written. No prompt of a train file is in any other split.
@@ -19,10 +19,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-from cluster.atomic import is_file, join, resolve, write_bytes
-from cluster.errors import InputError
-from cluster.parquet import Row, read_rows, write_rows
-from cluster.types import Demonstration, Message, PreferencePair, Prompt
+from rayward.cluster.atomic import is_file, join, resolve, write_bytes
+from rayward.cluster.errors import InputError
+from rayward.cluster.parquet import Row, read_rows, write_rows
+from rayward.cluster.types import Demonstration, Message, PreferencePair, Prompt
 
 Split = Literal["train", "held_out", "validation", "seeds"]
 TrainingSplit = Literal["train", "held_out"]

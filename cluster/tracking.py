@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from cluster.config.recipe import Recipe
-from cluster.errors import InputError, RunStopped
-from cluster.progress import announce
-from cluster.run_directory import RunDirectory
-from cluster.trackers.interface import EndState, MetricRow, Tracker, TrackerError
-from cluster.trackers.ray_gauges import RayGauges
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import InputError, RunStopped
+from rayward.cluster.progress import announce
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.trackers.interface import EndState, MetricRow, Tracker, TrackerError
+from rayward.cluster.trackers.ray_gauges import RayGauges
 
 # A tracker that does not answer costs seconds each time it is asked.
 _ASK_AGAIN_AFTER_S = 60.0
@@ -74,11 +74,11 @@ def open_trackers(recipe: Recipe, run: RunDirectory) -> Iterator[Trackers]:
         trackers.add(RayGauges(recipe.name))
         # The libraries take a second to import, so only those pay who use them.
         if settings.mlflow is not None:
-            from cluster.trackers.mlflow import MLflowTracker
+            from rayward.cluster.trackers.mlflow import MLflowTracker
 
             trackers.add(MLflowTracker(settings.mlflow, recipe, run))
         if settings.wandb is not None:
-            from cluster.trackers.wandb import WandbTracker
+            from rayward.cluster.trackers.wandb import WandbTracker
 
             trackers.add(WandbTracker(settings.wandb, recipe, run))
         yield trackers

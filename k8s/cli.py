@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cluster.config.load import read_mapping, resolve_recipe, resolve_serving
-from cluster.config.shipped import find_recipe
-from cluster.errors import InputError
-from cluster.options import Overlays, Overrides
-from k8s.step_time import ETHERNET_GBIT
+from rayward.cluster.config.load import read_mapping, resolve_recipe, resolve_serving
+from rayward.cluster.config.shipped import find_recipe
+from rayward.cluster.errors import InputError
+from rayward.cluster.options import Overlays, Overrides
+from rayward.k8s.step_time import ETHERNET_GBIT
 
 app = typer.Typer(no_args_is_help=True)
 k8s_app = typer.Typer(
@@ -66,10 +66,10 @@ def render(
 ) -> None:
     """Write the RayJob or RayService of a document, with worker groups that it fits on."""
     # What counts roles imports Ray.
-    from k8s.machines import load_machines, uniform_machines
-    from k8s.packing import plan_nodes
-    from k8s.render import Target, render_job, render_service, serving_moment, to_yaml
-    from pipelines.room import moments
+    from rayward.k8s.machines import load_machines, uniform_machines
+    from rayward.k8s.packing import plan_nodes
+    from rayward.k8s.render import Target, render_job, render_service, serving_moment, to_yaml
+    from rayward.pipelines.room import moments
 
     path = find_recipe(document)
     raw = read_mapping(path, "document", "a YAML mapping: a recipe or a serving document")
@@ -150,9 +150,9 @@ def sizing(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What a recipe takes with models of several sizes: memory, GPUs, nodes, where time goes."""
-    from k8s.shapes import LLAMA_2, read_shape
-    from k8s.sizing import GPU_MEMORY_GIB, default_gpu_memory_gib, default_recipe, size
-    from k8s.sizing_table import to_document, write_tables
+    from rayward.k8s.shapes import LLAMA_2, read_shape
+    from rayward.k8s.sizing import GPU_MEMORY_GIB, default_gpu_memory_gib, default_recipe, size
+    from rayward.k8s.sizing_table import to_document, write_tables
 
     shapes = [read_shape(model) for model in models] if models else list(LLAMA_2.values())
     found = []

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from cluster.config.base import Settings
-from cluster.config.faults import as_input_error
-from cluster.config.load import read_mapping
-from cluster.errors import InputError
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.faults import as_input_error
+from rayward.cluster.config.load import read_mapping
+from rayward.cluster.errors import InputError
 
 UNLABELLED = "cpu"
 """The group of roles that ask for no labels, where nobody says which machines there are."""

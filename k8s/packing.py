@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 
-from cluster.errors import InputError
-from cluster.placement import Bundle, make_bundles
-from k8s.machines import Machine
-from pipelines.room import Gang, Moment
+from rayward.cluster.errors import InputError
+from rayward.cluster.placement import Bundle, make_bundles
+from rayward.k8s.machines import Machine
+from rayward.pipelines.room import Gang, Moment
 
 # Ray counts in ten-thousandths.
 _GRAIN = 1e-4

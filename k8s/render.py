@@ -13,14 +13,14 @@ from typing import Any
 
 import yaml
 
-from cluster.config.load import parse_yaml
-from cluster.config.recipe import Recipe
-from cluster.config.serving import ServingSettings
-from cluster.placement import RoleRequest
-from cluster.types import AXES
-from k8s.machines import Machine
-from k8s.packing import plan_nodes
-from pipelines.room import Gang, Moment
+from rayward.cluster.config.load import parse_yaml
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.serving import ServingSettings
+from rayward.cluster.placement import RoleRequest
+from rayward.cluster.types import AXES
+from rayward.k8s.machines import Machine
+from rayward.k8s.packing import plan_nodes
+from rayward.pipelines.room import Gang, Moment
 
 _MOUNTED = "/rayward/topology"
 _IN_POD = "topology"
@@ -156,7 +156,7 @@ _Dumper.add_representer(str, _text)
 
 
 def _base(name: str) -> dict[str, Any]:
-    text = (files("k8s") / "base" / name).read_text(encoding="utf-8")
+    text = (files("rayward.k8s") / "base" / name).read_text(encoding="utf-8")
     (document,) = (one for one in yaml.safe_load_all(text) if one is not None)
     manifest: dict[str, Any] = document
     return manifest

@@ -1,7 +1,7 @@
 """What a recipe takes with models of a given shape: memory by role, GPUs, nodes, the bottleneck.
 
 All models of the recipe have the one shape: the policy and the reference with their head, the
-critic and the reward models with a scalar one. `k8s.memory` and `k8s.step_time` have the formulas.
+critic and the reward models with a scalar one. `rayward.k8s.memory` and `rayward.k8s.step_time` have the formulas.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,21 @@ from math import ceil
 from pathlib import Path
 from typing import cast
 
-from cluster.config.load import make_recipe
-from cluster.config.ppo import PPOSettings
-from cluster.config.recipe import Recipe
-from cluster.config.roles import Resources, ScoringRole, TrainedRole
-from cluster.config.supervised import RewardTrainingSettings, SFTSettings, SupervisedSettings
-from k8s.machines import uniform_machines
-from k8s.memory import BYTES, CONTEXT, Memory, kv_bytes, lora_parameters, scoring, trained
-from k8s.packing import plan_nodes
-from k8s.shapes import Shape
-from k8s.step_time import ETHERNET_GBIT, GPUS_PER_NODE, StepTime, step_time
-from pipelines.room import moments
+from rayward.cluster.config.load import make_recipe
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.roles import Resources, ScoringRole, TrainedRole
+from rayward.cluster.config.supervised import (
+    RewardTrainingSettings,
+    SFTSettings,
+    SupervisedSettings,
+)
+from rayward.k8s.machines import uniform_machines
+from rayward.k8s.memory import BYTES, CONTEXT, Memory, kv_bytes, lora_parameters, scoring, trained
+from rayward.k8s.packing import plan_nodes
+from rayward.k8s.shapes import Shape
+from rayward.k8s.step_time import ETHERNET_GBIT, GPUS_PER_NODE, StepTime, step_time
+from rayward.pipelines.room import moments
 
 GIB = 2**30
 GPU_MEMORY_GIB = {"gpu": 80.0, "gpu-large": 167.0}
@@ -84,7 +88,7 @@ def default_recipe(
     shape: Shape, overrides: list[str] | None = None, overlays: list[Path] | None = None
 ) -> Recipe:
     """The defaults, with the topology of the gpu overlay, or of gpu-large for large models."""
-    topology = cast(Path, files("k8s") / "overlays" / _overlay(shape) / "topology.yaml")
+    topology = cast(Path, files("rayward.k8s") / "overlays" / _overlay(shape) / "topology.yaml")
     document = {"name": "sizing", "data": {"tiny_world": {}}, "model": {"make": {}}}
     return make_recipe(document, overrides, [topology, *(overlays or [])])
 

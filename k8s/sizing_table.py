@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from k8s.sizing import GIB, RoleSize, Size
+from rayward.k8s.sizing import GIB, RoleSize, Size
 
 _PLAIN_WIDTH = 184
 # Columns, and the parts of memory that each adds up.

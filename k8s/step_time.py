@@ -26,10 +26,10 @@ than the seconds, which are no promise.
 from dataclasses import dataclass
 from math import ceil
 
-from cluster.config.ppo import PPOSettings
-from cluster.config.roles import Precision, TrainedRole
-from k8s.memory import BYTES, kv_bytes
-from k8s.shapes import Shape
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.config.roles import Precision, TrainedRole
+from rayward.k8s.memory import BYTES, kv_bytes
+from rayward.k8s.shapes import Shape
 
 _COMPUTE: dict[Precision, float] = {"bfloat16": 0.4 * 312e12, "float32": 0.4 * 19.5e12}
 _MEMORY = 0.6 * 2.0e12

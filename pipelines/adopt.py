@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
-from cluster.artifacts import finished_beside, link_file, link_tree
-from cluster.manifest import directory_digest, source_digest
-from cluster.metrics import read_metrics
-from cluster.progress import announce
-from cluster.run_directory import RunDirectory
-from cluster.tables import BenchmarkName
-from pipelines.context import RunContext, is_marked
+from rayward.cluster.artifacts import finished_beside, link_file, link_tree
+from rayward.cluster.manifest import directory_digest, source_digest
+from rayward.cluster.metrics import read_metrics
+from rayward.cluster.progress import announce
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.tables import BenchmarkName
+from rayward.pipelines.context import RunContext, is_marked
 
 
 def adopt(context: RunContext, stage: str) -> bool:

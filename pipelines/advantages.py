@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.config.ppo import KLEstimator
-from cluster.types import Float32Array
+from rayward.cluster.config.ppo import KLEstimator
+from rayward.cluster.types import Float32Array
 
 # Added to a batch's standard deviation, so that a constant batch whitens to zeros.
 _WHITEN_EPS = 1e-8

@@ -26,10 +26,17 @@ from jinja2 import Template, TemplateRuntimeError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import Field
 
-from cluster.config.base import Settings
-from cluster.errors import InputError
-from cluster.types import AttackVector
-from pipelines.user_files import compile_template, place, read_file, render, require_text, sandbox
+from rayward.cluster.config.base import Settings
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import AttackVector
+from rayward.pipelines.user_files import (
+    compile_template,
+    place,
+    read_file,
+    render,
+    require_text,
+    sandbox,
+)
 
 _SETTING = "red_teaming.templates"
 _VARIABLE = "prompt"
@@ -147,7 +154,10 @@ def load_attack_templates(
     Raises:
         InputError: names the file, the vector, which of its templates (from 0), and what is wrong.
     """
-    default = files("pipelines.tiny_world" if tiny_world else "pipelines") / "attack_vectors.yaml"
+    default = (
+        files("rayward.pipelines.tiny_world" if tiny_world else "rayward.pipelines")
+        / "attack_vectors.yaml"
+    )
     own: Path | Traversable = default if path is None else Path(path)
     parsed = read_file(own, _TemplatesFile, _SETTING)
     read: list[tuple[Path | Traversable, _TemplatesFile]] = [(own, parsed)]

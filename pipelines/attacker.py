@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from actors.chat import encode_prompt
-from actors.policy_session import PolicySession
-from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.config.red_teaming import AttackerSettings
-from cluster.sampler import Sampler
-from cluster.types import AttackVector, Message, Question
-from pipelines.attack_templates import AttackTemplates
-from pipelines.import_rows import make_prompt
+from rayward.actors.chat import encode_prompt
+from rayward.actors.policy_session import PolicySession
+from rayward.cluster.config.ppo import PPOSettings, SamplingSettings
+from rayward.cluster.config.red_teaming import AttackerSettings
+from rayward.cluster.sampler import Sampler
+from rayward.cluster.types import AttackVector, Message, Question
+from rayward.pipelines.attack_templates import AttackTemplates
+from rayward.pipelines.import_rows import make_prompt
 
 _SOURCE = "red_teaming"
 

@@ -1,9 +1,9 @@
 """What the public benchmarks' answers have in common: plain prompts, no reward model, no chat."""
 
-from cluster.config.ppo import SamplingSettings
-from cluster.records.samples import Sample
-from cluster.sampler import Sampler
-from cluster.types import Message, Prompt, Rollout
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.records.samples import Sample
+from rayward.cluster.sampler import Sampler
+from rayward.cluster.types import Message, Prompt, Rollout
 
 
 def prompt_room(session: Sampler, sampling: SamplingSettings) -> int:

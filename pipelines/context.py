@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.models import save_model
-from cluster.artifacts import Artifact
-from cluster.atomic import new_directory, write_bytes
-from cluster.config.recipe import Recipe
-from cluster.errors import RunStopped
-from cluster.metrics import MetricsWriter
-from cluster.progress import Advance
-from cluster.records.plan import PREVIOUS, START, PlannedStage, yardsticks
-from cluster.run_directory import RunDirectory
-from cluster.types import AXES, Axis
-from pipelines.model_making import make_llama, make_tokenizer
-from pipelines.run_data import RunData
-from pipelines.sessions import Sessions, benchmark_room, longest_conversation
-from pipelines.stage_inputs import name_artifacts
+from rayward.actors.models import save_model
+from rayward.cluster.artifacts import Artifact
+from rayward.cluster.atomic import new_directory, write_bytes
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import RunStopped
+from rayward.cluster.metrics import MetricsWriter
+from rayward.cluster.progress import Advance
+from rayward.cluster.records.plan import PREVIOUS, START, PlannedStage, yardsticks
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.types import AXES, Axis
+from rayward.pipelines.model_making import make_llama, make_tokenizer
+from rayward.pipelines.run_data import RunData
+from rayward.pipelines.sessions import Sessions, benchmark_room, longest_conversation
+from rayward.pipelines.stage_inputs import name_artifacts
 
 # The file that says which artifact a stage's output, or its checkpoints, are of.
 _MARKER = "ARTIFACT"

@@ -11,22 +11,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from actors.chat import encode_prompt
-from cluster.config.context_distillation import ContextDistillationSettings
-from cluster.errors import InputError
-from cluster.logits import probability
-from cluster.records.distilled import (
+from rayward.actors.chat import encode_prompt
+from rayward.cluster.config.context_distillation import ContextDistillationSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.logits import probability
+from rayward.cluster.records.distilled import (
     UNCATEGORISED,
     DistillationReport,
     DistilledSample,
     GroupGain,
     Preprompt,
 )
-from cluster.records.rates import rate
-from cluster.sampler import Sampler
-from cluster.seeds import stage_seed
-from cluster.types import OnDone, Prompt, Question, Rollout
-from pipelines.preprompts import Preprompts, with_preprompt
+from rayward.cluster.records.rates import rate
+from rayward.cluster.sampler import Sampler
+from rayward.cluster.seeds import stage_seed
+from rayward.cluster.types import OnDone, Prompt, Question, Rollout
+from rayward.pipelines.preprompts import Preprompts, with_preprompt
 
 
 def distil(

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.errors import InputError
-from cluster.progress import announce
-from pipelines.doctor_checks import ADDRESS, CHECKS, adapted
-from pipelines.doctor_process import Check, Place, Result, run_check
-from pipelines.doctor_remedies import explain
+from rayward.cluster.errors import InputError
+from rayward.cluster.progress import announce
+from rayward.pipelines.doctor_checks import ADDRESS, CHECKS, adapted
+from rayward.pipelines.doctor_process import Check, Place, Result, run_check
+from rayward.pipelines.doctor_remedies import explain
 
 _STYLES: dict[Result, str] = {"ok": "green", "failed": "bold red", "not checked": "yellow"}
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from pipelines.doctor_process import Check, Place, extensions_folder
+from rayward.pipelines.doctor_process import Check, Place, extensions_folder
 
-_MACHINE, _PARTS = "pipelines.doctor_machine", "pipelines.doctor_parts"
+_MACHINE, _PARTS = "rayward.pipelines.doctor_machine", "rayward.pipelines.doctor_parts"
 _SET_UP = "run `make setup` (on a GPU machine: pip install '.[gpu]')"
 _REINSTALL = "if Packages is ok, install anew: remove .venv and run `make setup`"
 CHECKS = (

@@ -10,8 +10,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from cluster.manifest import package_versions
-from pipelines.doctor_process import CheckFailed, Place
+from rayward.cluster.manifest import package_versions
+from rayward.pipelines.doctor_process import CheckFailed, Place
 
 GIB = 1024**3
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.config.roles import (
+from rayward.cluster.config.ppo import PPOSettings, SamplingSettings
+from rayward.cluster.config.roles import (
     DeepSpeedSettings,
     OptimizerSettings,
     Precision,
@@ -20,11 +20,11 @@ from cluster.config.roles import (
     Resources,
     RolloutRole,
 )
-from cluster.config.tiny_world import LlamaShape
-from cluster.manifest import package_versions
-from cluster.types import Message, Prompt
-from pipelines.doctor_machine import GIB
-from pipelines.doctor_process import CheckFailed, NotChecked, Place
+from rayward.cluster.config.tiny_world import LlamaShape
+from rayward.cluster.manifest import package_versions
+from rayward.cluster.types import Message, Prompt
+from rayward.pipelines.doctor_machine import GIB
+from rayward.pipelines.doctor_process import CheckFailed, NotChecked, Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -70,7 +70,7 @@ def check_torch(place: Place) -> str:
 
 def check_address(place: Place) -> str:
     """Ask whether anybody listens at the cluster's address."""
-    from cluster.session import check_address
+    from rayward.cluster.session import check_address
 
     check_address(place.address)
     return "somebody listens"
@@ -78,7 +78,7 @@ def check_address(place: Place) -> str:
 
 def check_ray(place: Place) -> str:
     """Start or join Ray and run a task on every node."""
-    from cluster.session import ray_session
+    from rayward.cluster.session import ray_session
 
     with ray_session(place.address, 1, Path.cwd()):
         import ray
@@ -127,8 +127,8 @@ def check_deepspeed(place: Place) -> str:
     """Take one optimizer step with a tiny model, as a learner does."""
     import torch
 
-    from actors.zero import gradient_norm, join_process_group, make_engine
-    from pipelines.model_making import make_llama, make_tokenizer
+    from rayward.actors.zero import gradient_norm, join_process_group, make_engine
+    from rayward.pipelines.model_making import make_llama, make_tokenizer
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -158,9 +158,9 @@ def check_vllm(place: Place) -> str:
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     import torch
 
-    from actors.forward import response_logprobs
-    from actors.models import load_causal_lm
-    from actors.rollout_worker import RolloutWorker, rollout_environment
+    from rayward.actors.forward import response_logprobs
+    from rayward.actors.models import load_causal_lm
+    from rayward.actors.rollout_worker import RolloutWorker, rollout_environment
 
     settings = _rollout_role()
     os.environ.update(rollout_environment(settings))
@@ -183,8 +183,8 @@ def check_vllm(place: Place) -> str:
 
 def check_reward_model(place: Place) -> str:
     """Score two conversations with a tiny reward model; it refuses what is not finite itself."""
-    from actors.models import load_scalar_model, save_model
-    from actors.reward_model import RewardModel
+    from rayward.actors.models import load_scalar_model, save_model
+    from rayward.actors.reward_model import RewardModel
 
     tokenizer, start = _make_tiny_llama(Path("start"), seed=0)
     path = str(Path("reward-model").absolute())
@@ -199,7 +199,7 @@ def check_weight_sync(place: Place) -> str:
     """Send a learner's weights to a sampler that has others; then both must say the same."""
     if place.address is not None and place.address.startswith("ray://"):
         raise NotChecked("through ray:// the parts would run on a machine without the model")
-    from cluster.session import ray_session
+    from rayward.cluster.session import ray_session
 
     settings = PPOSettings(sampling=_SAMPLING, rollout=_rollout_role())
     folder = Path.cwd()
@@ -208,9 +208,9 @@ def check_weight_sync(place: Place) -> str:
     with ray_session(place.address, 2, folder):
         import ray
 
-        from actors.learner import Learner
-        from actors.rollout_worker import RolloutWorker, rollout_environment
-        from cluster.placement import Placement, RoleRequest
+        from rayward.actors.learner import Learner
+        from rayward.actors.rollout_worker import RolloutWorker, rollout_environment
+        from rayward.cluster.placement import Placement, RoleRequest
 
         # Where the models are; and little of it, for others may be at work there.
         node = ray.get_runtime_context().get_node_id()
@@ -269,8 +269,8 @@ def _rollout_role() -> RolloutRole:
 
 def _make_tiny_llama(folder: Path, seed: int) -> tuple["PreTrainedTokenizerFast", str]:
     """Write a random model; returns its tokenizer and its path."""
-    from actors.models import save_model
-    from pipelines.model_making import make_llama, make_tokenizer
+    from rayward.actors.models import save_model
+    from rayward.pipelines.model_making import make_llama, make_tokenizer
 
     tokenizer = make_tokenizer([], _SHAPE.vocab_size)
     save_model(make_llama(tokenizer, _SHAPE, seed), tokenizer, folder)

@@ -16,7 +16,7 @@ from textwrap import shorten
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 
 Result = Literal["ok", "failed", "not checked"]
 
@@ -28,7 +28,7 @@ _GRACE_S = 10.0
 _LOG_CHARACTERS = 20_000
 # A compiler's command line has thousands.
 _LINE_CHARACTERS = 300
-_START = "from pipelines.doctor_process import main; main()"
+_START = "from rayward.pipelines.doctor_process import main; main()"
 
 
 class CheckFailed(Exception):

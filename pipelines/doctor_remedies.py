@@ -5,7 +5,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipelines.doctor_process import Check, Told, extensions_folder
+from rayward.pipelines.doctor_process import Check, Told, extensions_folder
 
 # What is written when something known is wrong, and what helps.
 _KNOWN: tuple[tuple[str, str], ...] = (

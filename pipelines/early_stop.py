@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.config.ppo import EarlyStopSettings
+from rayward.cluster.config.ppo import EarlyStopSettings
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.mixes import RewardMix
-from cluster.config.evaluation import EvaluationSettings
-from cluster.config.ppo import SamplingSettings
-from cluster.records.rates import VIOLATION, StageEvaluation
-from cluster.records.samples import Sample, last_user_turn
-from cluster.sampler import Sampler
-from cluster.types import AXES, Float32Array, OnDone, Prompt, Question, Rollout
-from pipelines.judgements import ANSWER, REFUSAL, SAFE, evaluate_judgements
-from pipelines.prompt_stream import EncodedPrompt
-from pipelines.tiny_world.oracle import Oracle
+from rayward.actors.mixes import RewardMix
+from rayward.cluster.config.evaluation import EvaluationSettings
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.records.rates import VIOLATION, StageEvaluation
+from rayward.cluster.records.samples import Sample, last_user_turn
+from rayward.cluster.sampler import Sampler
+from rayward.cluster.types import AXES, Float32Array, OnDone, Prompt, Question, Rollout
+from rayward.pipelines.judgements import ANSWER, REFUSAL, SAFE, evaluate_judgements
+from rayward.pipelines.prompt_stream import EncodedPrompt
+from rayward.pipelines.tiny_world.oracle import Oracle
 
 # Answers for measuring use draws of their own, apart from those for training.
 _EVALUATION_DRAWS = 0x45564C

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.mixes import MixedReward, RewardMix
-from cluster.config.ppo import PPOSettings
-from cluster.errors import StaleEngineError
-from cluster.types import Experience, Float32Array, Rollout, ScoredRollout, Scores
-from pipelines.advantages import (
+from rayward.actors.mixes import MixedReward, RewardMix
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.errors import StaleEngineError
+from rayward.cluster.types import Experience, Float32Array, Rollout, ScoredRollout, Scores
+from rayward.pipelines.advantages import (
     gae,
     grpo,
     kl_per_token,

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from cluster.config.gates import GateSettings
-from cluster.intervals import mean_interval, paired_difference
-from cluster.logits import probability
-from cluster.records.gates import CellChange, GateCheck, GateReport
-from cluster.records.rates import ORACLE, VIOLATION, StageEvaluation, rate
-from cluster.records.samples import Sample
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES
-from pipelines.tiny_world.oracle import Verdict
+from rayward.cluster.config.gates import GateSettings
+from rayward.cluster.intervals import mean_interval, paired_difference
+from rayward.cluster.logits import probability
+from rayward.cluster.records.gates import CellChange, GateCheck, GateReport
+from rayward.cluster.records.rates import ORACLE, VIOLATION, StageEvaluation, rate
+from rayward.cluster.records.samples import Sample
+from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES
+from rayward.pipelines.tiny_world.oracle import Verdict
 
 
 def check_policy(

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.records.plan import PlannedStage
-from cluster.seeds import stage_seed
-from cluster.tables import read_prompts
-from cluster.types import Prompt
-from pipelines.context import RunContext
+from rayward.cluster.records.plan import PlannedStage
+from rayward.cluster.seeds import stage_seed
+from rayward.cluster.tables import read_prompts
+from rayward.cluster.types import Prompt
+from rayward.pipelines.context import RunContext
 
 RED_TEAM_PROMPTS = "prompts.parquet"
 

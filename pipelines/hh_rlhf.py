@@ -12,8 +12,8 @@ What is done with the oddities of this data:
 import re
 from itertools import pairwise
 
-from cluster.types import Axis, Demonstration, Message, MessageRole
-from pipelines.import_rows import ImportedRow, Record, RowSkipped, make_pair, make_prompt
+from rayward.cluster.types import Axis, Demonstration, Message, MessageRole
+from rayward.pipelines.import_rows import ImportedRow, Record, RowSkipped, make_pair, make_prompt
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _LABEL = re.compile(r"\b(?:Human|Assistant):")

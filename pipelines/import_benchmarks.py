@@ -13,13 +13,18 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.benchmarks import ToxigenPrompt, TruthfulQuestion, write_toxigen, write_truthfulqa
-from cluster.errors import InputError
-from cluster.tables import BenchmarkName, DataDirectory
-from pipelines.import_rows import BenchmarkRow, RowSkipped
-from pipelines.import_state import check_folder, holds_split_data
-from pipelines.toxigen_rows import read_toxigen_lines, toxigen_files
-from pipelines.truthfulqa_rows import read_truthfulqa_csv
+from rayward.cluster.benchmarks import (
+    ToxigenPrompt,
+    TruthfulQuestion,
+    write_toxigen,
+    write_truthfulqa,
+)
+from rayward.cluster.errors import InputError
+from rayward.cluster.tables import BenchmarkName, DataDirectory
+from rayward.pipelines.import_rows import BenchmarkRow, RowSkipped
+from rayward.pipelines.import_state import check_folder, holds_split_data
+from rayward.pipelines.toxigen_rows import read_toxigen_lines, toxigen_files
+from rayward.pipelines.truthfulqa_rows import read_truthfulqa_csv
 
 
 class BenchmarkReport(BaseModel):

@@ -22,18 +22,24 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from cluster.atomic import resolve
-from cluster.errors import InputError
-from cluster.tables import BenchmarkName, DataDirectory
-from cluster.types import AXES, Axis
-from pipelines.hh_rlhf import hh_rlhf_row
-from pipelines.import_benchmarks import import_benchmark
-from pipelines.import_files import read_json_lines, read_parquet, read_records
-from pipelines.import_generic import generic_row
-from pipelines.import_merge import Collected, Sizes, SplitRule, read_collected, write_collected
-from pipelines.import_rows import ImportedRow, Record, RowSkipped
-from pipelines.import_state import begin, check_joins, end
-from pipelines.pku_saferlhf import beavertails_row, pku_saferlhf_row
+from rayward.cluster.atomic import resolve
+from rayward.cluster.errors import InputError
+from rayward.cluster.tables import BenchmarkName, DataDirectory
+from rayward.cluster.types import AXES, Axis
+from rayward.pipelines.hh_rlhf import hh_rlhf_row
+from rayward.pipelines.import_benchmarks import import_benchmark
+from rayward.pipelines.import_files import read_json_lines, read_parquet, read_records
+from rayward.pipelines.import_generic import generic_row
+from rayward.pipelines.import_merge import (
+    Collected,
+    Sizes,
+    SplitRule,
+    read_collected,
+    write_collected,
+)
+from rayward.pipelines.import_rows import ImportedRow, Record, RowSkipped
+from rayward.pipelines.import_state import begin, check_joins, end
+from rayward.pipelines.pku_saferlhf import beavertails_row, pku_saferlhf_row
 
 ImportFormat = Literal["hh-rlhf", "pku-saferlhf", "beavertails", "jsonl", "parquet"]
 FORMATS: tuple[ImportFormat, ...] = get_args(ImportFormat)

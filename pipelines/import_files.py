@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from cluster.atomic import file_info, resolve
-from cluster.errors import InputError
-from pipelines.import_rows import Record, RowSkipped
+from rayward.cluster.atomic import file_info, resolve
+from rayward.cluster.errors import InputError
+from rayward.pipelines.import_rows import Record, RowSkipped
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"PAR1": "Parquet"}
 _UNPACK: dict[str, Callable[[IO[bytes]], object]] = {"gzip": gzip.open, "xz": lzma.open}

@@ -14,8 +14,8 @@ A prompt is a text or a list of messages (`role`, `content`), and so is each ans
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.errors import InputError
-from cluster.types import (
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import (
     AttackVector,
     Axis,
     Demonstration,
@@ -24,7 +24,7 @@ from cluster.types import (
     Rating,
     RiskCategory,
 )
-from pipelines.import_rows import ImportedRow, Record, RowSkipped, make_pair, make_prompt
+from rayward.pipelines.import_rows import ImportedRow, Record, RowSkipped, make_pair, make_prompt
 
 
 class _Turn(BaseModel):

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.atomic import is_file, resolve
-from cluster.tables import (
+from rayward.cluster.atomic import is_file, resolve
+from rayward.cluster.tables import (
     DataDirectory,
     Split,
     TrainingSplit,
@@ -20,8 +20,8 @@ from cluster.tables import (
     write_preferences,
     write_prompts,
 )
-from cluster.types import Axis, Demonstration, PreferencePair, Prompt
-from pipelines.import_rows import ImportedRow, RowSkipped, split_share
+from rayward.cluster.types import Axis, Demonstration, PreferencePair, Prompt
+from rayward.pipelines.import_rows import ImportedRow, RowSkipped, split_share
 
 SPLITS: tuple[Split, ...] = ("train", "held_out", "validation")
 TRAINING_SPLITS: tuple[TrainingSplit, ...] = ("train", "held_out")

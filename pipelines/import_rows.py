@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from cluster.types import (
+from rayward.cluster.types import (
     AttackVector,
     Axis,
     Demonstration,

@@ -2,10 +2,10 @@
 
 from pydantic import ValidationError
 
-from cluster.atomic import is_file, join, read_bytes, write_bytes
-from cluster.errors import InputError
-from cluster.tables import DataDirectory
-from pipelines.import_merge import SPLITS, TRAINING_SPLITS, SplitRule
+from rayward.cluster.atomic import is_file, join, read_bytes, write_bytes
+from rayward.cluster.errors import InputError
+from rayward.cluster.tables import DataDirectory
+from rayward.pipelines.import_merge import SPLITS, TRAINING_SPLITS, SplitRule
 
 STATE_FILE = "import.json"
 

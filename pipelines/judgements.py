@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from cluster.records.rates import (
+from rayward.cluster.records.rates import (
     ORACLE,
     VIOLATION,
     Cell,
@@ -13,8 +13,15 @@ from cluster.records.rates import (
     mean_score,
     rate,
 )
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, AttackVector, Axis, Prompt, RiskCategory
-from pipelines.tiny_world.oracle import Verdict
+from rayward.cluster.types import (
+    ATTACK_VECTORS,
+    RISK_CATEGORIES,
+    AttackVector,
+    Axis,
+    Prompt,
+    RiskCategory,
+)
+from rayward.pipelines.tiny_world.oracle import Verdict
 
 # A judge model tells only these apart.
 SAFE = "safe"

@@ -9,13 +9,13 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from actors.label_judge import LabelJudge
-from actors.reward_model import RewardModel
-from cluster.placement import one_actor
-from cluster.records.rates import ORACLE
-from cluster.types import Float32Array, Rollout
-from pipelines.context import RunContext
-from pipelines.evaluate import Judge, RefusalJudge, model_judge, oracle_judge
+from rayward.actors.label_judge import LabelJudge
+from rayward.actors.reward_model import RewardModel
+from rayward.cluster.placement import one_actor
+from rayward.cluster.records.rates import ORACLE
+from rayward.cluster.types import Float32Array, Rollout
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.evaluate import Judge, RefusalJudge, model_judge, oracle_judge
 
 
 def _scores_of(judge: ActorHandle, rollouts: Sequence[Rollout]) -> Float32Array:

@@ -1,6 +1,6 @@
 """The weight of the KL penalty: fixed, or steered towards a target."""
 
-from cluster.config.ppo import KLSettings
+from rayward.cluster.config.ppo import KLSettings
 
 _MAX_ERROR = 0.2  # Ziegler et al. 2019: errors beyond this count as this
 

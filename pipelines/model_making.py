@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cluster.config.tiny_world import LlamaShape
-from cluster.errors import InputError
+from rayward.cluster.config.tiny_world import LlamaShape
+from rayward.cluster.errors import InputError
 
 PAD, EOS = "<pad>", "<eos>"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}

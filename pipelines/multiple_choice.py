@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from actors.plain_text import encode_continuations
-from cluster.benchmarks import TruthfulQuestion
-from cluster.errors import UnscoredError
-from cluster.sampler import Sampler
-from cluster.types import OnDone
+from rayward.actors.plain_text import encode_continuations
+from rayward.cluster.benchmarks import TruthfulQuestion
+from rayward.cluster.errors import UnscoredError
+from rayward.cluster.sampler import Sampler
+from rayward.cluster.types import OnDone
 
 # The paper's QA prompt, which the generation task has too.
 PRIMER = (

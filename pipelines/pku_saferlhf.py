@@ -26,8 +26,8 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.types import Axis, Demonstration, Message, PreferencePair, Prompt, RiskCategory
-from pipelines.import_rows import (
+from rayward.cluster.types import Axis, Demonstration, Message, PreferencePair, Prompt, RiskCategory
+from rayward.pipelines.import_rows import (
     CHOSEN_UNSAFE,
     ImportedRow,
     Record,

@@ -22,23 +22,23 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from actors.chat import decode_response
-from actors.mixes import RewardMix, make_mix
-from actors.roles import Roles
-from cluster.atomic import write_bytes
-from cluster.checkpoints import CheckpointStore
-from cluster.config.ppo import PPOSettings
-from cluster.errors import RunStopped
-from cluster.metrics import MetricsWriter
-from cluster.progress import announce, stage_progress
-from cluster.records.samples import Sample, write_samples
-from cluster.run_directory import RunDirectory
-from cluster.types import Experience
-from pipelines.early_stop import EarlyStop
-from pipelines.experience import ExperienceBatch, make_experience, sequence_kl
-from pipelines.kl_control import KLController
-from pipelines.prompt_stream import EncodedPrompt, PromptStream
-from pipelines.rollout_queue import VALIDATION_DRAWS, RolloutQueue
+from rayward.actors.chat import decode_response
+from rayward.actors.mixes import RewardMix, make_mix
+from rayward.actors.roles import Roles
+from rayward.cluster.atomic import write_bytes
+from rayward.cluster.checkpoints import CheckpointStore
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.errors import RunStopped
+from rayward.cluster.metrics import MetricsWriter
+from rayward.cluster.progress import announce, stage_progress
+from rayward.cluster.records.samples import Sample, write_samples
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.types import Experience
+from rayward.pipelines.early_stop import EarlyStop
+from rayward.pipelines.experience import ExperienceBatch, make_experience, sequence_kl
+from rayward.pipelines.kl_control import KLController
+from rayward.pipelines.prompt_stream import EncodedPrompt, PromptStream
+from rayward.pipelines.rollout_queue import VALIDATION_DRAWS, RolloutQueue
 
 _STATE = "state.json"
 

@@ -1,15 +1,15 @@
 """What can be known to fail is asked before Ray starts, and before a stage has taken its hours."""
 
-from cluster.config.recipe import REWARD_STAGES, Recipe
-from cluster.config.roles import RolloutRole
-from cluster.errors import InputError
-from cluster.records.best_samples import find_best
-from cluster.records.plan import measured_policies
-from cluster.types import AXES
-from pipelines.attack_templates import load_attack_templates
-from pipelines.context import RunContext
-from pipelines.preflight_models import check_models
-from pipelines.preprompts import load_preprompts
+from rayward.cluster.config.recipe import REWARD_STAGES, Recipe
+from rayward.cluster.config.roles import RolloutRole
+from rayward.cluster.errors import InputError
+from rayward.cluster.records.best_samples import find_best
+from rayward.cluster.records.plan import measured_policies
+from rayward.cluster.types import AXES
+from rayward.pipelines.attack_templates import load_attack_templates
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.preflight_models import check_models
+from rayward.pipelines.preprompts import load_preprompts
 
 
 def check(context: RunContext) -> None:

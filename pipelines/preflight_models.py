@@ -9,9 +9,9 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from actors.chat import encode_answered, encode_prompt
-from actors.label_judge import check_label_judge
-from actors.model_kinds import (
+from rayward.actors.chat import encode_answered, encode_prompt
+from rayward.actors.label_judge import check_label_judge
+from rayward.actors.model_kinds import (
     CAUSAL_LM,
     CLASSIFIER,
     SCALAR,
@@ -21,23 +21,23 @@ from actors.model_kinds import (
     require_causal_lm,
     require_classifier,
 )
-from actors.models import (
+from rayward.actors.models import (
     classifier_without_weights,
     is_decoder,
     load_tokenizer,
     speak_alike,
 )
-from actors.reward_model import RewardName, load_reward_tokenizer, longest_input, section_of
-from cluster.config.evaluation import answer_judges, label_judges
-from cluster.config.ppo import SamplingSettings
-from cluster.config.recipe import Recipe
-from cluster.config.roles import RewardRole
-from cluster.config.supervised import SupervisedSettings
-from cluster.errors import InputError
-from cluster.types import Prompt
-from pipelines.context import RunContext
-from pipelines.preprompts import load_preprompts, with_preprompt
-from pipelines.prompt_stream import encode_prompts
+from rayward.actors.reward_model import RewardName, load_reward_tokenizer, longest_input, section_of
+from rayward.cluster.config.evaluation import answer_judges, label_judges
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.roles import RewardRole
+from rayward.cluster.config.supervised import SupervisedSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import Prompt
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.preprompts import load_preprompts, with_preprompt
+from rayward.pipelines.prompt_stream import encode_prompts
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 

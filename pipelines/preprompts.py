@@ -18,11 +18,18 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from cluster.config.base import Settings
-from cluster.errors import InputError
-from cluster.records.distilled import Preprompt
-from cluster.types import Message, Prompt, RiskCategory
-from pipelines.user_files import compile_template, place, read_file, render, require_text, sandbox
+from rayward.cluster.config.base import Settings
+from rayward.cluster.errors import InputError
+from rayward.cluster.records.distilled import Preprompt
+from rayward.cluster.types import Message, Prompt, RiskCategory
+from rayward.pipelines.user_files import (
+    compile_template,
+    place,
+    read_file,
+    render,
+    require_text,
+    sandbox,
+)
 
 _SETTING = "context_distillation.preprompts"
 _COUNT_SETTING = "context_distillation.preprompts_per_prompt"
@@ -99,7 +106,10 @@ def load_preprompts(path: str | None, tiny_world: bool) -> Preprompts:
     Raises:
         InputError: names the file, the entry (from 0), and what is wrong.
     """
-    default = files("pipelines.tiny_world" if tiny_world else "pipelines") / "preprompts.yaml"
+    default = (
+        files("rayward.pipelines.tiny_world" if tiny_world else "rayward.pipelines")
+        / "preprompts.yaml"
+    )
     file: Path | Traversable = default if path is None else Path(path)
     content = read_file(file, _PrepromptsFile, _SETTING)
     require_text(content.generic, file, "generic")

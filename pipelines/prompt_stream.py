@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from actors.chat import encode_prompt
-from cluster.errors import InputError
-from cluster.types import Prompt
+from rayward.actors.chat import encode_prompt
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import Prompt
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,21 @@ from math import log
 
 import numpy as np
 
-from actors.chat import encode_prompt
-from cluster.config.red_teaming import RedTeamingSettings
-from cluster.records.attempts import Attempt
-from cluster.records.red_teaming import (
+from rayward.actors.chat import encode_prompt
+from rayward.cluster.config.red_teaming import RedTeamingSettings
+from rayward.cluster.records.attempts import Attempt
+from rayward.cluster.records.red_teaming import (
     COUNTED,
     RedTeamingRound,
     RedTeamingSummary,
     summarize,
     violations,
 )
-from cluster.sampler import Sampler
-from cluster.types import AttackVector, Message, MessageRole, OnDone, Prompt, Question
-from pipelines.attack_templates import AttackTemplates
-from pipelines.attacker import Attacker
-from pipelines.import_rows import make_prompt
+from rayward.cluster.sampler import Sampler
+from rayward.cluster.types import AttackVector, Message, MessageRole, OnDone, Prompt, Question
+from rayward.pipelines.attack_templates import AttackTemplates
+from rayward.pipelines.attacker import Attacker
+from rayward.pipelines.import_rows import make_prompt
 
 SOURCE = "red_teaming"
 ATTACKER = "attacker"

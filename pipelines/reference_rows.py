@@ -7,7 +7,7 @@ its own: the rows show an order of magnitude, not a league.
 
 from dataclasses import dataclass
 
-from cluster.records.rates import Rate
+from rayward.cluster.records.rates import Rate
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from actors.mixes import RewardMix
-from cluster.config.ppo import SamplingSettings
-from cluster.config.rejection_sampling import RejectionSamplingSettings
-from cluster.records.best_samples import BestSample
-from cluster.records.rejection_sampling import RewardCurve, TemperatureTrial
-from cluster.sampler import Sampler
-from cluster.seeds import stage_seed
-from cluster.types import AXES, Answers, OnDone, Question
-from pipelines.prompt_stream import EncodedPrompt
+from rayward.actors.mixes import RewardMix
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.rejection_sampling import RejectionSamplingSettings
+from rayward.cluster.records.best_samples import BestSample
+from rayward.cluster.records.rejection_sampling import RewardCurve, TemperatureTrial
+from rayward.cluster.sampler import Sampler
+from rayward.cluster.seeds import stage_seed
+from rayward.cluster.types import AXES, Answers, OnDone, Question
+from rayward.pipelines.prompt_stream import EncodedPrompt
 
 Rewards = npt.NDArray[np.float64]
 """[prompts, K] logits of the mix, in the order of the samples."""

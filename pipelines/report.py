@@ -9,28 +9,28 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cluster.atomic import write_bytes
-from cluster.config.recipe import REWARD_STAGES, Recipe
-from cluster.metrics import read_metrics
-from cluster.records.plan import PlannedStage, evaluation_of, make_plan
-from cluster.records.summary import (
+from rayward.cluster.atomic import write_bytes
+from rayward.cluster.config.recipe import REWARD_STAGES, Recipe
+from rayward.cluster.metrics import read_metrics
+from rayward.cluster.records.plan import PlannedStage, evaluation_of, make_plan
+from rayward.cluster.records.summary import (
     finished_stages,
     measurements,
     reward_evaluations,
     stage_evaluations,
 )
-from cluster.run_directory import RunDirectory
-from cluster.types import RISK_CATEGORIES
-from pipelines import report_words
-from pipelines.report_benchmarks import benchmarks_report
-from pipelines.report_curves import CurveGroup, Metrics, ppo_report, supervised_curves
-from pipelines.report_gates import gates_report
-from pipelines.report_method import (
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.types import RISK_CATEGORIES
+from rayward.pipelines import report_words
+from rayward.pipelines.report_benchmarks import benchmarks_report
+from rayward.pipelines.report_curves import CurveGroup, Metrics, ppo_report, supervised_curves
+from rayward.pipelines.report_gates import gates_report
+from rayward.pipelines.report_method import (
     context_distillation_report,
     red_teaming_report,
     rejection_sampling_report,
 )
-from pipelines.report_results import (
+from rayward.pipelines.report_results import (
     heat_map,
     measured_parents,
     own_ends,
@@ -38,8 +38,8 @@ from pipelines.report_results import (
     result_rows,
     stage_charts,
 )
-from pipelines.report_rewards import reward_model_report
-from pipelines.report_scores import kept_samples, score_distributions, shown_answers
+from rayward.pipelines.report_rewards import reward_model_report
+from rayward.pipelines.report_scores import kept_samples, score_distributions, shown_answers
 
 _FITTED = (
     *("sft", "safety_sft", *REWARD_STAGES.values()),
@@ -78,7 +78,7 @@ def write_report(run: RunDirectory) -> Path:
     The same directory gives the same bytes.
     """
     environment = Environment(
-        loader=PackageLoader("pipelines", ""),
+        loader=PackageLoader("rayward.pipelines", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.records.benchmark_results import ToxigenResult, TruthfulQAResult
-from cluster.records.rates import MeanScore
-from pipelines.reference_rows import REFERENCE_ROWS, ComparisonRow, comparison_rows
-from pipelines.report_results import ResultRow
-from pipelines.report_words import after, label, percent
+from rayward.cluster.records.benchmark_results import ToxigenResult, TruthfulQAResult
+from rayward.cluster.records.rates import MeanScore
+from rayward.pipelines.reference_rows import REFERENCE_ROWS, ComparisonRow, comparison_rows
+from rayward.pipelines.report_results import ResultRow
+from rayward.pipelines.report_words import after, label, percent
 
 _NOT_MEASURED = "not measured"
 

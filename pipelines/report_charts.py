@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from cluster.records.rates import Rate
-from pipelines.report_drawing import (
+from rayward.cluster.records.rates import Rate
+from rayward.pipelines.report_drawing import (
     DASHES,
     INK,
     SERIES,
@@ -17,7 +17,7 @@ from pipelines.report_drawing import (
     styled,
     svg_of,
 )
-from pipelines.report_words import number
+from rayward.pipelines.report_words import number
 
 # Curves of more steps than this are noise to the eye: a moving mean is drawn over them.
 _SMOOTH_ABOVE = 150

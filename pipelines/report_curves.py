@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from cluster.config.ppo import PPOSettings
-from pipelines.report_charts import bar_chart, line_chart
-from pipelines.report_drawing import Chart
-from pipelines.report_words import label, percent, seconds
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.pipelines.report_charts import bar_chart, line_chart
+from rayward.pipelines.report_drawing import Chart
+from rayward.pipelines.report_words import label, percent, seconds
 
 Metrics = Sequence[Mapping[str, Any]]
 

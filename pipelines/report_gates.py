@@ -3,9 +3,9 @@
 import json
 from dataclasses import dataclass
 
-from cluster.records.gates import CellChange, GateCheck, gate_reports
-from cluster.run_directory import RunDirectory
-from pipelines.report_words import interval_of, label, percent, points, points_between
+from rayward.cluster.records.gates import CellChange, GateCheck, gate_reports
+from rayward.cluster.run_directory import RunDirectory
+from rayward.pipelines.report_words import interval_of, label, percent, points, points_between
 
 _CHECKS = {
     "max_violation_rise": "rise of violations",

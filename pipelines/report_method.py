@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.records.distilled import DistillationReport, GroupGain
-from cluster.records.red_teaming import RedTeamingRound, RedTeamingSummary
-from cluster.records.rejection_sampling import RewardCurve, TemperatureTrial
-from pipelines.report_charts import line_chart
-from pipelines.report_drawing import Chart
-from pipelines.report_plots import share_of, shares_chart
-from pipelines.report_results import HeatMap, heat_map
-from pipelines.report_words import label, sentence
+from rayward.cluster.records.distilled import DistillationReport, GroupGain
+from rayward.cluster.records.red_teaming import RedTeamingRound, RedTeamingSummary
+from rayward.cluster.records.rejection_sampling import RewardCurve, TemperatureTrial
+from rayward.pipelines.report_charts import line_chart
+from rayward.pipelines.report_drawing import Chart
+from rayward.pipelines.report_plots import share_of, shares_chart
+from rayward.pipelines.report_results import HeatMap, heat_map
+from rayward.pipelines.report_words import label, sentence
 
 _KINDS = {
     "all": "All prompts",

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from cluster.records.rates import MeanScore, Rate
-from pipelines.report_drawing import (
+from rayward.cluster.records.rates import MeanScore, Rate
+from rayward.pipelines.report_drawing import (
     DASHES,
     INK,
     PAPER,
@@ -24,8 +24,8 @@ from pipelines.report_drawing import (
     styled,
     svg_of,
 )
-from pipelines.report_labels import Box, PlacedLabel, place_labels
-from pipelines.report_words import percent
+from rayward.pipelines.report_labels import Box, PlacedLabel, place_labels
+from rayward.pipelines.report_words import percent
 
 _ROW_IN, _PLANE_IN = 0.27, (4.9, 3.3)
 _ROW_PT, _PLANE_PT = 130.0, (290.0, 180.0)  # how long their axes are, nearly

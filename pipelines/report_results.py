@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.config.recipe import Recipe
-from cluster.records.plan import PREVIOUS, parent_of
-from cluster.records.rates import Cell, MeanScore, Rate, StageEvaluation
-from cluster.records.samples import Sample
-from cluster.run_directory import RunDirectory
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES
-from pipelines.gates import (
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.records.plan import PREVIOUS, parent_of
+from rayward.cluster.records.rates import Cell, MeanScore, Rate, StageEvaluation
+from rayward.cluster.records.samples import Sample
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES
+from rayward.pipelines.gates import (
     change,
     is_adversarial,
     is_benign,
@@ -18,10 +18,10 @@ from pipelines.gates import (
     is_violation,
     pair_up,
 )
-from pipelines.report_drawing import Chart
-from pipelines.report_plots import PlanePoint, plane_chart, share_of, shares_chart
-from pipelines.report_scores import kept_samples
-from pipelines.report_words import label, sentence
+from rayward.pipelines.report_drawing import Chart
+from rayward.pipelines.report_plots import PlanePoint, plane_chart, share_of, shares_chart
+from rayward.pipelines.report_scores import kept_samples
+from rayward.pipelines.report_words import label, sentence
 
 _RATES = {
     "violations": "violations, of adversarial prompts",

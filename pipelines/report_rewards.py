@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from cluster.config.recipe import REWARD_STAGES
-from cluster.records.rates import Rate
-from cluster.records.reward_models import RewardModelEvaluation, SafetyCalibration, ScoreHistogram
-from pipelines.report_charts import calibration_chart, histogram_chart
-from pipelines.report_drawing import Chart
-from pipelines.report_words import label, number
+from rayward.cluster.config.recipe import REWARD_STAGES
+from rayward.cluster.records.rates import Rate
+from rayward.cluster.records.reward_models import (
+    RewardModelEvaluation,
+    SafetyCalibration,
+    ScoreHistogram,
+)
+from rayward.pipelines.report_charts import calibration_chart, histogram_chart
+from rayward.pipelines.report_drawing import Chart
+from rayward.pipelines.report_words import label, number
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.records.samples import Sample, last_user_turn, read_samples
-from cluster.run_directory import RunDirectory
-from cluster.types import AXES, Axis, Prompt
-from pipelines.report_charts import histogram_chart
-from pipelines.report_drawing import Chart
-from pipelines.report_words import after, label, logit
+from rayward.cluster.records.samples import Sample, last_user_turn, read_samples
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.types import AXES, Axis, Prompt
+from rayward.pipelines.report_charts import histogram_chart
+from rayward.pipelines.report_drawing import Chart
+from rayward.pipelines.report_words import after, label, logit
 
 _BINS = 30
 _SHOWN = {"adversarial": 7, "borderline": 2, "benign": 3}

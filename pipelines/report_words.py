@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-from cluster.config.mixes import LagrangianMixSettings, MixSettings, PiecewiseMixSettings
-from cluster.config.ppo import PPOSettings
-from cluster.config.recipe import Recipe
-from cluster.records.plan import PREVIOUS, START
-from cluster.records.rates import MeanScore, Rate, StageEvaluation
+from rayward.cluster.config.mixes import LagrangianMixSettings, MixSettings, PiecewiseMixSettings
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.records.plan import PREVIOUS, START
+from rayward.cluster.records.rates import MeanScore, Rate, StageEvaluation
 
 _NAMES = {
     START: "start model",

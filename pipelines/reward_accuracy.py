@@ -6,9 +6,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from cluster.records.rates import Rate, rate
-from cluster.records.reward_models import CalibrationBin, RewardModelEvaluation, ScoreHistogram
-from cluster.types import RATINGS, RISK_CATEGORIES, Axis, PreferencePair
+from rayward.cluster.records.rates import Rate, rate
+from rayward.cluster.records.reward_models import (
+    CalibrationBin,
+    RewardModelEvaluation,
+    ScoreHistogram,
+)
+from rayward.cluster.types import RATINGS, RISK_CATEGORIES, Axis, PreferencePair
 
 SafetyBin = Literal[
     "chosen safe, rejected unsafe", "both safe", "both unsafe", "chosen unsafe, rejected safe"

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.records.rates import rate
-from cluster.records.reward_models import SafetyBin, SafetyCalibration
-from cluster.types import PreferencePair
+from rayward.cluster.records.rates import rate
+from rayward.cluster.records.reward_models import SafetyBin, SafetyCalibration
+from rayward.cluster.types import PreferencePair
 
 _BINS = 10
 

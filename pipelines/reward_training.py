@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.chat import encode_prompt, encode_response
-from actors.microbatches import length_mask, right_pad
-from actors.models import load_scalar_model, load_tokenizer, sequence_scores
-from actors.ranking import auxiliary_safety_loss, margin_of, ranking_loss
-from cluster.config.roles import Precision
-from cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings
-from cluster.errors import InputError
-from cluster.records.reward_models import RewardModelEvaluation, SafetyCalibration
-from cluster.types import Axis, PreferencePair
-from pipelines.reward_accuracy import evaluate_reward_model
-from pipelines.reward_metrics import calibrate_safety
-from pipelines.supervised import FitResult, fit
-from pipelines.supervised_loop import StepReport, SupervisedTask
+from rayward.actors.chat import encode_prompt, encode_response
+from rayward.actors.microbatches import length_mask, right_pad
+from rayward.actors.models import load_scalar_model, load_tokenizer, sequence_scores
+from rayward.actors.ranking import auxiliary_safety_loss, margin_of, ranking_loss
+from rayward.cluster.config.roles import Precision
+from rayward.cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.records.reward_models import RewardModelEvaluation, SafetyCalibration
+from rayward.cluster.types import Axis, PreferencePair
+from rayward.pipelines.reward_accuracy import evaluate_reward_model
+from rayward.pipelines.reward_metrics import calibrate_safety
+from rayward.pipelines.supervised import FitResult, fit
+from rayward.pipelines.supervised_loop import StepReport, SupervisedTask
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError
 
-from actors.roles import FrozenScoring, Roles
-from cluster.config.ppo import PPOSettings
-from cluster.records.rollouts import read_rollouts, write_rollouts
-from pipelines.prompt_stream import EncodedPrompt, PromptStream
+from rayward.actors.roles import FrozenScoring, Roles
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.records.rollouts import read_rollouts, write_rollouts
+from rayward.pipelines.prompt_stream import EncodedPrompt, PromptStream
 
 # Streams of random draws, apart from one another.
 TRAINING_DRAWS, VALIDATION_DRAWS = 0, 1

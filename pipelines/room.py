@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import ray
 
-from actors.requests import attacker_requests, role_requests, session_requests
-from cluster.config.evaluation import answer_judges
-from cluster.config.recipe import REWARD_STAGES, Recipe, StageName
-from cluster.config.roles import ModelRole
-from cluster.config.supervised import SupervisedSettings
-from cluster.errors import InputError
-from cluster.placement import RoleRequest, missing_resources, total_cpus
-from cluster.records.plan import measured_policies
-from cluster.types import AXES
+from rayward.actors.requests import attacker_requests, role_requests, session_requests
+from rayward.cluster.config.evaluation import answer_judges
+from rayward.cluster.config.recipe import REWARD_STAGES, Recipe, StageName
+from rayward.cluster.config.roles import ModelRole
+from rayward.cluster.config.supervised import SupervisedSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.placement import RoleRequest, missing_resources, total_cpus
+from rayward.cluster.records.plan import measured_policies
+from rayward.cluster.types import AXES
 
 
 @dataclass(frozen=True)

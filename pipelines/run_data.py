@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, get_args
 
-from cluster.atomic import read_bytes
-from cluster.benchmarks import (
+from rayward.cluster.atomic import read_bytes
+from rayward.cluster.benchmarks import (
     ToxigenPrompt,
     TruthfulQuestion,
     read_toxigen,
     read_truthfulqa,
 )
-from cluster.config.recipe import Recipe
-from cluster.run_directory import RunDirectory
-from cluster.tables import (
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.tables import (
     BenchmarkName,
     DataDirectory,
     Split,
@@ -26,9 +26,9 @@ from cluster.tables import (
     write_preferences,
     write_prompts,
 )
-from cluster.types import AXES, Axis, Demonstration, PreferencePair, Prompt
-from pipelines.tiny_world.data import generate
-from pipelines.tiny_world.oracle import Oracle
+from rayward.cluster.types import AXES, Axis, Demonstration, PreferencePair, Prompt
+from rayward.pipelines.tiny_world.data import generate
+from rayward.pipelines.tiny_world.oracle import Oracle
 
 _Row = TypeVar("_Row")
 

@@ -13,27 +13,27 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster.config.recipe import REWARD_STAGES, Recipe
-from cluster.errors import GateFailed, RunStopped
-from cluster.lost_nodes import NamingLostNodes
-from cluster.metrics import MetricsWriter
-from cluster.progress import announce
-from cluster.records.plan import PlannedStage, evaluation_of, make_plan
-from cluster.records.summary import write_summary
-from cluster.run_directory import RunDirectory
-from cluster.session import ray_session
-from cluster.trackers.ray_gauges import metrics_address
-from cluster.tracking import Trackers, open_trackers
-from pipelines import preflight
-from pipelines.adopt import adopt
-from pipelines.context import RunContext, open_context
-from pipelines.report import write_report
-from pipelines.room import require_room, required_cpus
-from pipelines.run_data import load_data
-from pipelines.stage_evaluation import due, is_done, measure
-from pipelines.stage_gates import check_gates, promote
-from pipelines.stage_supervised import run_rewards
-from pipelines.stages import STAGES
+from rayward.cluster.config.recipe import REWARD_STAGES, Recipe
+from rayward.cluster.errors import GateFailed, RunStopped
+from rayward.cluster.lost_nodes import NamingLostNodes
+from rayward.cluster.metrics import MetricsWriter
+from rayward.cluster.progress import announce
+from rayward.cluster.records.plan import PlannedStage, evaluation_of, make_plan
+from rayward.cluster.records.summary import write_summary
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.session import ray_session
+from rayward.cluster.trackers.ray_gauges import metrics_address
+from rayward.cluster.tracking import Trackers, open_trackers
+from rayward.pipelines import preflight
+from rayward.pipelines.adopt import adopt
+from rayward.pipelines.context import RunContext, open_context
+from rayward.pipelines.report import write_report
+from rayward.pipelines.room import require_room, required_cpus
+from rayward.pipelines.run_data import load_data
+from rayward.pipelines.stage_evaluation import due, is_done, measure
+from rayward.pipelines.stage_gates import check_gates, promote
+from rayward.pipelines.stage_supervised import run_rewards
+from rayward.pipelines.stages import STAGES
 
 
 def run_recipe(recipe: Recipe, out: Path, resume: bool, address: str | None) -> dict[str, Any]:

@@ -11,15 +11,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-from cluster.config.recipe import Recipe
-from cluster.config.topology import flat_settings
-from cluster.errors import InputError
-from cluster.records.plan import PREVIOUS, START, evaluation_of, make_plan
-from cluster.records.rates import Rate, StageEvaluation
-from cluster.records.samples import read_samples
-from cluster.records.summary import finished_stages, stage_evaluations
-from cluster.run_directory import RunDirectory
-from pipelines.gates import change, is_adversarial, is_benign, is_helpful, is_violation, pair_up
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.topology import flat_settings
+from rayward.cluster.errors import InputError
+from rayward.cluster.records.plan import PREVIOUS, START, evaluation_of, make_plan
+from rayward.cluster.records.rates import Rate, StageEvaluation
+from rayward.cluster.records.samples import read_samples
+from rayward.cluster.records.summary import finished_stages, stage_evaluations
+from rayward.cluster.run_directory import RunDirectory
+from rayward.pipelines.gates import (
+    change,
+    is_adversarial,
+    is_benign,
+    is_helpful,
+    is_violation,
+    pair_up,
+)
 
 app = typer.Typer(help="Look at runs.", no_args_is_help=True)
 

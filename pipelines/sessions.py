@@ -10,14 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from actors.lora import is_adapter, merge_adapter
-from actors.model_kinds import CAUSAL_LM, load_config, positions
-from actors.policy_session import PolicySession
-from cluster.config.recipe import Recipe
-from cluster.progress import announce
-from cluster.seeds import stage_seed
-from cluster.types import Axis
-from pipelines.run_data import RunData
+from rayward.actors.lora import is_adapter, merge_adapter
+from rayward.actors.model_kinds import CAUSAL_LM, load_config, positions
+from rayward.actors.policy_session import PolicySession
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.progress import announce
+from rayward.cluster.seeds import stage_seed
+from rayward.cluster.types import Axis
+from rayward.pipelines.run_data import RunData
 
 _SESSION = "session"
 

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.chat import assistant_mask, encode_conversation
-from actors.lora import add_adapters
-from actors.microbatches import length_mask, right_pad
-from actors.models import load_causal_lm, load_tokenizer
-from cluster.config.roles import Precision
-from cluster.config.supervised import SFTSettings
-from cluster.errors import InputError
-from cluster.types import Demonstration
-from pipelines.supervised import FitResult, fit
-from pipelines.supervised_loop import StepReport, SupervisedTask
+from rayward.actors.chat import assistant_mask, encode_conversation
+from rayward.actors.lora import add_adapters
+from rayward.actors.microbatches import length_mask, right_pad
+from rayward.actors.models import load_causal_lm, load_tokenizer
+from rayward.cluster.config.roles import Precision
+from rayward.cluster.config.supervised import SFTSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import Demonstration
+from rayward.pipelines.supervised import FitResult, fit
+from rayward.pipelines.supervised_loop import StepReport, SupervisedTask
 
 
 @dataclass(frozen=True)

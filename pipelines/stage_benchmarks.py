@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from cluster.progress import stage_progress
-from cluster.records.samples import write_samples
-from cluster.sampler import Sampler
-from pipelines.context import RunContext
-from pipelines.toxigen import choose_prompts, measure_toxigen, open_toxicity_judge
-from pipelines.truthfulqa import choose_questions, measure_truthfulqa, open_answer_judge
+from rayward.cluster.progress import stage_progress
+from rayward.cluster.records.samples import write_samples
+from rayward.cluster.sampler import Sampler
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.toxigen import choose_prompts, measure_toxigen, open_toxicity_judge
+from rayward.pipelines.truthfulqa import choose_questions, measure_truthfulqa, open_answer_judge
 
 
 def measure_benchmarks(

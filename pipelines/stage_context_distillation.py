@@ -6,17 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import InputError
-from cluster.progress import announce, stage_progress
-from cluster.records.distilled import read_distilled, write_distilled
-from cluster.records.plan import PlannedStage
-from cluster.run_directory import write_json
-from cluster.seeds import stage_seed
-from pipelines.context import RunContext
-from pipelines.context_distillation import distil
-from pipelines.gathered import draw_prompts, training_prompts
-from pipelines.preprompts import load_preprompts
-from pipelines.stage_supervised import fit_policy, keep_policy, replay
+from rayward.cluster.errors import InputError
+from rayward.cluster.progress import announce, stage_progress
+from rayward.cluster.records.distilled import read_distilled, write_distilled
+from rayward.cluster.records.plan import PlannedStage
+from rayward.cluster.run_directory import write_json
+from rayward.cluster.seeds import stage_seed
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.context_distillation import distil
+from rayward.pipelines.gathered import draw_prompts, training_prompts
+from rayward.pipelines.preprompts import load_preprompts
+from rayward.pipelines.stage_supervised import fit_policy, keep_policy, replay
 
 _REPORT = "report.json"
 

@@ -3,15 +3,21 @@
 import time
 from typing import Any
 
-from actors.mixes import make_mix
-from cluster.progress import announce, stage_progress
-from cluster.records.plan import PREVIOUS, evaluation_of, make_plan, measured_policies, yardsticks
-from cluster.records.samples import write_samples
-from pipelines.context import RunContext
-from pipelines.evaluate import choose_held_out, evaluate
-from pipelines.judges import open_judge, open_refusal_judge
-from pipelines.prompt_stream import encode_prompts
-from pipelines.stage_benchmarks import measure_benchmarks
+from rayward.actors.mixes import make_mix
+from rayward.cluster.progress import announce, stage_progress
+from rayward.cluster.records.plan import (
+    PREVIOUS,
+    evaluation_of,
+    make_plan,
+    measured_policies,
+    yardsticks,
+)
+from rayward.cluster.records.samples import write_samples
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.evaluate import choose_held_out, evaluate
+from rayward.pipelines.judges import open_judge, open_refusal_judge
+from rayward.pipelines.prompt_stream import encode_prompts
+from rayward.pipelines.stage_benchmarks import measure_benchmarks
 
 
 def due(context: RunContext) -> list[str]:

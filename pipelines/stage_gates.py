@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.errors import GateFailed
-from cluster.progress import announce
-from cluster.records.gates import gate_reports
-from cluster.records.plan import PREVIOUS, evaluation_of, measured_policies, parent_of
-from cluster.records.rates import StageEvaluation
-from cluster.records.samples import Sample, read_samples
-from cluster.run_directory import write_json
-from pipelines.context import RunContext
-from pipelines.gates import check_policy
-from pipelines.stage_evaluation import is_done
+from rayward.cluster.errors import GateFailed
+from rayward.cluster.progress import announce
+from rayward.cluster.records.gates import gate_reports
+from rayward.cluster.records.plan import PREVIOUS, evaluation_of, measured_policies, parent_of
+from rayward.cluster.records.rates import StageEvaluation
+from rayward.cluster.records.samples import Sample, read_samples
+from rayward.cluster.run_directory import write_json
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.gates import check_policy
+from rayward.pipelines.stage_evaluation import is_done
 
 
 def check_gates(context: RunContext) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cluster.artifacts import Artifact, model_identity
-from cluster.config.recipe import Recipe, StageName
-from cluster.config.roles import ModelRole
-from cluster.config.topology import TOPOLOGY
-from cluster.manifest import code_version, file_digest
-from cluster.records.best_samples import best_files
-from cluster.records.plan import (
+from rayward.cluster.artifacts import Artifact, model_identity
+from rayward.cluster.config.recipe import Recipe, StageName
+from rayward.cluster.config.roles import ModelRole
+from rayward.cluster.config.topology import TOPOLOGY
+from rayward.cluster.manifest import code_version, file_digest
+from rayward.cluster.records.best_samples import best_files
+from rayward.cluster.records.plan import (
     PREVIOUS,
     START,
     PlannedStage,
@@ -27,7 +27,7 @@ from cluster.records.plan import (
     measured_policies,
     yardsticks,
 )
-from cluster.types import AXES, Axis
+from rayward.cluster.types import AXES, Axis
 
 _TABLES: dict[StageName, tuple[str, ...]] = {
     "sft": ("demonstrations/",),

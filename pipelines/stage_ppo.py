@@ -8,19 +8,19 @@ from itertools import zip_longest
 
 from transformers import PreTrainedTokenizerBase
 
-from actors.models import load_tokenizer, reads_tokens_of, speak_alike
-from actors.roles import ModelPaths, Roles
-from cluster.atomic import new_directory
-from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.errors import InputError
-from cluster.progress import announce
-from cluster.records.plan import PlannedStage
-from cluster.seeds import stage_seed
-from cluster.types import Prompt
-from pipelines.context import RunContext
-from pipelines.gathered import training_prompts
-from pipelines.ppo import PPO
-from pipelines.prompt_stream import EncodedPrompt, encode_prompts
+from rayward.actors.models import load_tokenizer, reads_tokens_of, speak_alike
+from rayward.actors.roles import ModelPaths, Roles
+from rayward.cluster.atomic import new_directory
+from rayward.cluster.config.ppo import PPOSettings, SamplingSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.progress import announce
+from rayward.cluster.records.plan import PlannedStage
+from rayward.cluster.seeds import stage_seed
+from rayward.cluster.types import Prompt
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.gathered import training_prompts
+from rayward.pipelines.ppo import PPO
+from rayward.pipelines.prompt_stream import EncodedPrompt, encode_prompts
 
 
 def run_ppo(context: RunContext, stage: PlannedStage) -> None:

@@ -7,17 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.progress import announce, stage_progress
-from cluster.records.attempts import write_attempts
-from cluster.records.plan import PlannedStage
-from cluster.run_directory import write_json
-from cluster.seeds import stage_seed
-from cluster.tables import write_prompts
-from pipelines.attack_templates import load_attack_templates
-from pipelines.attacker import Attacker, open_attacker
-from pipelines.context import RunContext
-from pipelines.gathered import RED_TEAM_PROMPTS, training_prompts
-from pipelines.red_teaming import red_team
+from rayward.cluster.progress import announce, stage_progress
+from rayward.cluster.records.attempts import write_attempts
+from rayward.cluster.records.plan import PlannedStage
+from rayward.cluster.run_directory import write_json
+from rayward.cluster.seeds import stage_seed
+from rayward.cluster.tables import write_prompts
+from rayward.pipelines.attack_templates import load_attack_templates
+from rayward.pipelines.attacker import Attacker, open_attacker
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.gathered import RED_TEAM_PROMPTS, training_prompts
+from rayward.pipelines.red_teaming import red_team
 
 _REPORT = "report.json"
 _ATTEMPTS = "attempts.parquet"

@@ -6,24 +6,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.mixes import make_mix
-from cluster.errors import InputError
-from cluster.progress import announce, stage_progress
-from cluster.records.best_samples import (
+from rayward.actors.mixes import make_mix
+from rayward.cluster.errors import InputError
+from rayward.cluster.progress import announce, stage_progress
+from rayward.cluster.records.best_samples import (
     BestSample,
     find_best,
     read_best,
     unique_demonstrations,
     write_best,
 )
-from cluster.records.plan import PlannedStage
-from cluster.run_directory import write_json
-from cluster.seeds import stage_seed
-from pipelines.context import RunContext
-from pipelines.gathered import draw_prompts, training_prompts
-from pipelines.prompt_stream import encode_prompts
-from pipelines.rejection_sampling import best_of_k, keep_earlier, score_again, search_temperature
-from pipelines.stage_supervised import fit_policy
+from rayward.cluster.records.plan import PlannedStage
+from rayward.cluster.run_directory import write_json
+from rayward.cluster.seeds import stage_seed
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.gathered import draw_prompts, training_prompts
+from rayward.pipelines.prompt_stream import encode_prompts
+from rayward.pipelines.rejection_sampling import (
+    best_of_k,
+    keep_earlier,
+    score_again,
+    search_temperature,
+)
+from rayward.pipelines.stage_supervised import fit_policy
 
 _REPORT = "report.json"
 

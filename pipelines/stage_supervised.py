@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from actors.models import load_causal_lm, load_tokenizer, save_model
-from cluster.atomic import new_directory
-from cluster.config.recipe import REWARD_STAGES
-from cluster.config.supervised import SFTSettings
-from cluster.progress import stage_progress
-from cluster.records.best_samples import read_best, unique_demonstrations
-from cluster.records.plan import PlannedStage
-from cluster.seeds import stage_seed
-from cluster.types import AXES, Axis, Demonstration
-from pipelines.context import RunContext
-from pipelines.reward_training import train_reward_model
-from pipelines.sft import train_sft
-from pipelines.supervised import FitResult
-from pipelines.supervised_loop import StepReport
+from rayward.actors.models import load_causal_lm, load_tokenizer, save_model
+from rayward.cluster.atomic import new_directory
+from rayward.cluster.config.recipe import REWARD_STAGES
+from rayward.cluster.config.supervised import SFTSettings
+from rayward.cluster.progress import stage_progress
+from rayward.cluster.records.best_samples import read_best, unique_demonstrations
+from rayward.cluster.records.plan import PlannedStage
+from rayward.cluster.seeds import stage_seed
+from rayward.cluster.types import AXES, Axis, Demonstration
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.reward_training import train_reward_model
+from rayward.pipelines.sft import train_sft
+from rayward.pipelines.supervised import FitResult
+from rayward.pipelines.supervised_loop import StepReport
 
 _PERCENT = 100
 

@@ -5,14 +5,14 @@ Reward models train side by side and are started together: `stage_supervised.run
 
 from collections.abc import Callable
 
-from cluster.config.recipe import StageName
-from cluster.records.plan import PlannedStage
-from pipelines.context import RunContext
-from pipelines.stage_context_distillation import run_context_distillation
-from pipelines.stage_ppo import run_ppo
-from pipelines.stage_red_teaming import run_red_teaming
-from pipelines.stage_rejection_sampling import run_rejection_sampling
-from pipelines.stage_supervised import run_safety_sft, run_sft
+from rayward.cluster.config.recipe import StageName
+from rayward.cluster.records.plan import PlannedStage
+from rayward.pipelines.context import RunContext
+from rayward.pipelines.stage_context_distillation import run_context_distillation
+from rayward.pipelines.stage_ppo import run_ppo
+from rayward.pipelines.stage_red_teaming import run_red_teaming
+from rayward.pipelines.stage_rejection_sampling import run_rejection_sampling
+from rayward.pipelines.stage_supervised import run_safety_sft, run_sft
 
 STAGES: dict[StageName, Callable[[RunContext, PlannedStage], None]] = {
     "sft": run_sft,

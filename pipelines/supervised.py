@@ -19,9 +19,16 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from cluster.config.supervised import SupervisedSettings
-from cluster.errors import InputError
-from pipelines.supervised_loop import Job, LoopResult, RowT, StepReport, SupervisedTask, run_rank
+from rayward.cluster.config.supervised import SupervisedSettings
+from rayward.cluster.errors import InputError
+from rayward.pipelines.supervised_loop import (
+    Job,
+    LoopResult,
+    RowT,
+    StepReport,
+    SupervisedTask,
+    run_rank,
+)
 
 _POLL_SECONDS = 0.2
 _END_SECONDS = 5.0

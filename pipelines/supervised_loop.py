@@ -23,11 +23,11 @@ from ray.util.queue import Queue
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.microbatches import microbatches_of_rank
-from actors.models import save_model
-from cluster.config.roles import Precision
-from cluster.config.supervised import ScheduleSettings, SupervisedSettings
-from cluster.errors import InputError
+from rayward.actors.microbatches import microbatches_of_rank
+from rayward.actors.models import save_model
+from rayward.cluster.config.roles import Precision
+from rayward.cluster.config.supervised import ScheduleSettings, SupervisedSettings
+from rayward.cluster.errors import InputError
 
 
 class Row(Protocol):
@@ -222,7 +222,7 @@ class _Trainer(Generic[RowT]):
         self, task: SupervisedTask[RowT], settings: SupervisedSettings, rank: int, ranks: int
     ) -> None:
         # DeepSpeed: only ranks pay for this import.
-        from actors.zero import make_engine, recompute_activations
+        from rayward.actors.zero import make_engine, recompute_activations
 
         self._task = task
         self._settings = settings
@@ -238,7 +238,7 @@ class _Trainer(Generic[RowT]):
 
     def step(self, batch: Sequence[RowT], step: int, steps: int) -> StepReport:
         """Learn from one batch, of which this rank takes its share."""
-        from actors.zero import gradient_norm
+        from rayward.actors.zero import gradient_norm
 
         started = time.monotonic()
         rate = learning_rate(
@@ -289,7 +289,7 @@ class _Trainer(Generic[RowT]):
 
     def save(self, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
         """Rank 0 writes an ordinary transformers directory, which appears whole or not at all."""
-        from actors.zero import full_weights
+        from rayward.actors.zero import full_weights
 
         weights = full_weights(self._model, keep=self._rank == 0)
         if self._rank == 0:

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.label_judge import LabelJudge
-from actors.plain_text import encode_text
-from cluster.benchmarks import ToxigenPrompt
-from cluster.config.evaluation import LabelJudgeSettings, ToxigenSettings
-from cluster.placement import one_actor
-from cluster.records.benchmark_results import ToxigenResult
-from cluster.records.rates import Rate, rate
-from cluster.records.samples import Sample
-from cluster.sampler import Sampler
-from cluster.types import OnDone, Question
-from pipelines.benchmark_answers import benchmark_prompt, benchmark_sample, prompt_room
+from rayward.actors.label_judge import LabelJudge
+from rayward.actors.plain_text import encode_text
+from rayward.cluster.benchmarks import ToxigenPrompt
+from rayward.cluster.config.evaluation import LabelJudgeSettings, ToxigenSettings
+from rayward.cluster.placement import one_actor
+from rayward.cluster.records.benchmark_results import ToxigenResult
+from rayward.cluster.records.rates import Rate, rate
+from rayward.cluster.records.samples import Sample
+from rayward.cluster.sampler import Sampler
+from rayward.cluster.types import OnDone, Question
+from rayward.pipelines.benchmark_answers import benchmark_prompt, benchmark_sample, prompt_room
 
 SOURCE = "toxigen"
 TOXIC, NOT_TOXIC = "toxic", "not toxic"

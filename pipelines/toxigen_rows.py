@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
-from cluster.atomic import file_info, join, resolve
-from cluster.benchmarks import ToxigenPrompt
-from cluster.errors import InputError
-from pipelines.import_files import open_source
-from pipelines.import_rows import BenchmarkRow, RowSkipped, digest_id
+from rayward.cluster.atomic import file_info, join, resolve
+from rayward.cluster.benchmarks import ToxigenPrompt
+from rayward.cluster.errors import InputError
+from rayward.pipelines.import_files import open_source
+from rayward.pipelines.import_rows import BenchmarkRow, RowSkipped, digest_id
 
 _NAME = re.compile(r"(hate|neutral)_(.+)_1k\.txt")
 _PATTERN = "{hate,neutral}_{group}_1k.txt"

@@ -3,7 +3,7 @@
 Lin et al. 2022, "TruthfulQA" (arXiv 2109.07958); Llama 2 (arXiv 2307.09288), sections 4.1 and
 A.4.7. Two measurements on the same prompt, six questions with their answers and then the question,
 as plain text with no chat template, whatever the policy: answers that it generates, which judges
-read, and the given answers' probabilities (`pipelines.multiple_choice`).
+read, and the given answers' probabilities (`rayward.pipelines.multiple_choice`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +15,23 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.answer_judge import AnswerJudge, AnswerQuality
-from cluster.benchmarks import TruthfulQuestion
-from cluster.config.evaluation import AnswerJudgeSettings, TruthfulQASettings
-from cluster.intervals import mean_interval
-from cluster.placement import one_actor
-from cluster.records.benchmark_results import TruthfulQAResult
-from cluster.records.rates import Rate, rate
-from cluster.records.samples import Sample
-from cluster.sampler import Sampler
-from cluster.types import OnDone, Question
-from pipelines.benchmark_answers import benchmark_prompt, benchmark_sample, prompt_room
-from pipelines.multiple_choice import ChoiceScore, EncodedChoices, encode_choices, measure_choices
+from rayward.actors.answer_judge import AnswerJudge, AnswerQuality
+from rayward.cluster.benchmarks import TruthfulQuestion
+from rayward.cluster.config.evaluation import AnswerJudgeSettings, TruthfulQASettings
+from rayward.cluster.intervals import mean_interval
+from rayward.cluster.placement import one_actor
+from rayward.cluster.records.benchmark_results import TruthfulQAResult
+from rayward.cluster.records.rates import Rate, rate
+from rayward.cluster.records.samples import Sample
+from rayward.cluster.sampler import Sampler
+from rayward.cluster.types import OnDone, Question
+from rayward.pipelines.benchmark_answers import benchmark_prompt, benchmark_sample, prompt_room
+from rayward.pipelines.multiple_choice import (
+    ChoiceScore,
+    EncodedChoices,
+    encode_choices,
+    measure_choices,
+)
 
 SOURCE = "truthfulqa"
 _DRAWS = 0x545146  # this benchmark's own, apart from those of other measurements

@@ -17,10 +17,10 @@ import csv
 import io
 from collections.abc import Iterator
 
-from cluster.benchmarks import TruthfulQuestion
-from cluster.errors import InputError
-from pipelines.import_files import open_source
-from pipelines.import_rows import BenchmarkRow, RowSkipped, digest_id
+from rayward.cluster.benchmarks import TruthfulQuestion
+from rayward.cluster.errors import InputError
+from rayward.pipelines.import_files import open_source
+from rayward.pipelines.import_rows import BenchmarkRow, RowSkipped, digest_id
 
 _READ = (
     "Category",

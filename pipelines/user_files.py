@@ -11,9 +11,9 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from cluster.config.base import Settings
-from cluster.config.load import read_mapping
-from cluster.errors import InputError
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.load import read_mapping
+from rayward.cluster.errors import InputError
 
 # What an expression in a template can raise, beside Jinja's own errors.
 _FAILED = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

@@ -13,10 +13,10 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette import types
 
-from cluster.config.serving import KeySettings
-from services.errors import ApiError, error_response
-from services.keys import Key, KeyRing, Scope, is_loopback
-from services.prometheus import count_access_refused
+from rayward.cluster.config.serving import KeySettings
+from rayward.services.errors import ApiError, error_response
+from rayward.services.keys import Key, KeyRing, Scope, is_loopback
+from rayward.services.prometheus import count_access_refused
 
 # Whoever may come in anyway, and a browser, which cannot send a key before it has the page.
 _OPEN_PATHS = {"/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}

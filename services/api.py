@@ -5,17 +5,17 @@ request -> measured -> body limit -> known, at its rate? -> room -> scope -> rou
 
 from fastapi import FastAPI
 
-from services.access import Access, KnownFirst
-from services.backends import Backends
-from services.errors import handle_errors
-from services.health_routes import health_routes
-from services.job_routes import job_routes
-from services.limits import BodyLimit, InWork, Room
-from services.models_routes import models_routes
-from services.policy_routes import policy_routes
-from services.prometheus import Measured
-from services.reward_drop_ins import drop_in_routes
-from services.reward_routes import reward_routes
+from rayward.services.access import Access, KnownFirst
+from rayward.services.backends import Backends
+from rayward.services.errors import handle_errors
+from rayward.services.health_routes import health_routes
+from rayward.services.job_routes import job_routes
+from rayward.services.limits import BodyLimit, InWork, Room
+from rayward.services.models_routes import models_routes
+from rayward.services.policy_routes import policy_routes
+from rayward.services.prometheus import Measured
+from rayward.services.reward_drop_ins import drop_in_routes
+from rayward.services.reward_routes import reward_routes
 
 
 def make_api(backends: Backends, access: Access, in_work: InWork | None = None) -> FastAPI:

@@ -4,7 +4,7 @@
                     ├─► policy                vLLM
                     └─► jobs                  on Ray's job submission API
 
-`services.app:build` is the import path for Serve's own configuration files; its arguments are
+`rayward.services.app:build` is the import path for Serve's own configuration files; its arguments are
 those of `rayward serve`.
 """
 
@@ -16,24 +16,24 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cluster.config.load import parse_serving
-from cluster.config.serving import (
+from rayward.cluster.config.load import parse_serving
+from rayward.cluster.config.serving import (
     HttpSettings,
     JobServiceSettings,
     RewardServiceSettings,
     ServingSettings,
 )
-from cluster.types import AXES, Axis
-from services.access import Access
-from services.api import make_api
-from services.backends import Backends
-from services.job_service import JobService
-from services.keys import require_keys
-from services.limits import InWork
-from services.policy_server import policy_deployment
-from services.prometheus import count_from_zero
-from services.replicas import actor_options, life
-from services.reward_server import RewardServer
+from rayward.cluster.types import AXES, Axis
+from rayward.services.access import Access
+from rayward.services.api import make_api
+from rayward.services.backends import Backends
+from rayward.services.job_service import JobService
+from rayward.services.keys import require_keys
+from rayward.services.limits import InWork
+from rayward.services.policy_server import policy_deployment
+from rayward.services.prometheus import count_from_zero
+from rayward.services.replicas import actor_options, life
+from rayward.services.reward_server import RewardServer
 
 # Its stubs know no deployment of a class that is no decorator's.
 _deployment: Any = serve.deployment

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ray.serve.handle import DeploymentHandle
 
-from cluster.config.serving import ServingSettings
-from cluster.types import Axis
+from rayward.cluster.config.serving import ServingSettings
+from rayward.cluster.types import Axis
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Backends:
 
     settings: ServingSettings
     reward: Mapping[Axis, DeploymentHandle]
-    """Of `services.reward_server.RewardServer`, by axis; empty where none is served."""
+    """Of `rayward.services.reward_server.RewardServer`, by axis; empty where none is served."""
     policy: DeploymentHandle | None
-    """Of `services.policy_server.PolicyServer`."""
+    """Of `rayward.services.policy_server.PolicyServer`."""
     jobs: DeploymentHandle | None
-    """Of `services.job_service.JobService`."""
+    """Of `rayward.services.job_service.JobService`."""

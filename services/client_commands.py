@@ -17,13 +17,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster.config.load import load_recipe
-from cluster.config.shipped import find_recipe
-from cluster.errors import InputError
-from cluster.options import Overlays, Overrides
+from rayward.cluster.config.load import load_recipe
+from rayward.cluster.config.shipped import find_recipe
+from rayward.cluster.errors import InputError
+from rayward.cluster.options import Overlays, Overrides
 
 if TYPE_CHECKING:
-    from services.client import Client, Event
+    from rayward.services.client import Client, Event
 
 _REFUSED, _FAILED = 2, 1
 _LOG_BYTES = 256 * 1024
@@ -146,7 +146,7 @@ def score_command(
 def _asking(url: str) -> Iterator["Client"]:
     """A client; what the service refuses is one line, and exit code 2, other failures 1."""
     # httpx takes a while to import, which only those pay who ask.
-    from services.client import Client, RequestFailed
+    from rayward.services.client import Client, RequestFailed
 
     try:
         with Client(url, os.environ.get("RAYWARD_API_KEY") or None) as client:
@@ -157,7 +157,7 @@ def _asking(url: str) -> Iterator["Client"]:
 
 
 def _path(job: str) -> str:
-    from services.client import job_path
+    from rayward.services.client import job_path
 
     return job_path(job)
 

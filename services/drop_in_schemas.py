@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat
 
-from services.reward_schemas import Text
+from rayward.services.reward_schemas import Text
 
 _Some = Field(min_length=1)
 

@@ -18,7 +18,7 @@ from ray.serve.exceptions import (
 )
 from starlette.exceptions import HTTPException
 
-from cluster.errors import InputError, UnscoredError
+from rayward.cluster.errors import InputError, UnscoredError
 
 _TYPES = {
     401: "authentication_error",

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.config.mixes import LagrangianMixSettings, MixSettings
-from cluster.config.recipe import POLICY_STAGES, REWARD_STAGES, Recipe
-from cluster.errors import InputError
-from cluster.run_directory import RunDirectory
-from cluster.types import AXES, Axis
+from rayward.cluster.config.mixes import LagrangianMixSettings, MixSettings
+from rayward.cluster.config.recipe import POLICY_STAGES, REWARD_STAGES, Recipe
+from rayward.cluster.errors import InputError
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.types import AXES, Axis
 
 
 def serving_of_run(root: Path) -> dict[str, Any]:

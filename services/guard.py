@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.config.serving import GuardSettings
-from cluster.logits import probability
-from cluster.types import Message
-from services.backends import Backends
-from services.policy_answers import ChatChoice, GuardReport, Score, chat_choice
-from services.policy_schemas import ChatRequest, refusal
-from services.prometheus import count_guard
-from services.reward_calls import Answered, Item
-from services.scoring import Scored, score_items
+from rayward.cluster.config.serving import GuardSettings
+from rayward.cluster.logits import probability
+from rayward.cluster.types import Message
+from rayward.services.backends import Backends
+from rayward.services.policy_answers import ChatChoice, GuardReport, Score, chat_choice
+from rayward.services.policy_schemas import ChatRequest, refusal
+from rayward.services.prometheus import count_guard
+from rayward.services.reward_calls import Answered, Item
+from rayward.services.scoring import Scored, score_items
 
 
 @dataclass(frozen=True)

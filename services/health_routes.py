@@ -10,11 +10,11 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from cluster.trackers.ray_gauges import metrics_address
-from services.access import needs
-from services.backends import Backends
-from services.errors import documented, unavailable
-from services.replicas import without_replica
+from rayward.cluster.trackers.ray_gauges import metrics_address
+from rayward.services.access import needs
+from rayward.services.backends import Backends
+from rayward.services.errors import documented, unavailable
+from rayward.services.replicas import without_replica
 
 # Of the numbers of a node: the service's own, Serve's and the engine's.
 _SHOWN = ("ray_rayward_", "ray_serve_", "ray_vllm")

@@ -14,17 +14,17 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from cluster.atomic import new_file
-from cluster.errors import InputError
-from cluster.run_lock import LOCK
-from services.job_records import FOLDER, JobRecord
-from services.job_runs import RunFiles, RunsRoot
+from rayward.cluster.atomic import new_file
+from rayward.cluster.errors import InputError
+from rayward.cluster.run_lock import LOCK
+from rayward.services.job_records import FOLDER, JobRecord
+from rayward.services.job_runs import RunFiles, RunsRoot
 
 _COPY_EVERY_S = 5.0
 # What says that something else is there goes last.
 _MARKERS = ("stages/", "promoted.json", "manifest.json", "status.json")
 _UNCOPIED = (LOCK,)
-# Written beside its target, and renamed when it is whole (cluster.atomic).
+# Written beside its target, and renamed when it is whole (rayward.cluster.atomic).
 _TEMPORARY = ".tmp"
 
 

@@ -10,8 +10,8 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from services.job_runs import RunFiles
-from services.job_schemas import FINAL, MetricsEvent, ResetEvent, StateEvent
+from rayward.services.job_runs import RunFiles
+from rayward.services.job_schemas import FINAL, MetricsEvent, ResetEvent, StateEvent
 
 _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9a-f]{8})\.([0-9a-f]{8})")
 _NOTHING = 0

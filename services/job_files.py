@@ -9,7 +9,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from services.errors import writable
+from rayward.services.errors import writable
 
 LONGEST_CHARACTER = 4
 """Bytes of the longest character in UTF-8."""
@@ -89,7 +89,7 @@ def read_lines(filesystem: fs.FileSystem, path: str, offset: int) -> Iterator[Li
 
 
 def metric_row(line: Line) -> dict[str, Any]:
-    """A line of metrics.jsonl, as `cluster.metrics` writes it.
+    """A line of metrics.jsonl, as `rayward.cluster.metrics` writes it.
 
     Raises:
         ValueError: it is none.

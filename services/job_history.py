@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from services.job_copies import Copies
-from services.job_records import JobRecord
-from services.job_runs import RunFiles, RunsRoot, state_of
-from services.job_schemas import FINAL, Job, JobDetail, JobState, StateEvent
-from services.ray_jobs import RayJob
+from rayward.services.job_copies import Copies
+from rayward.services.job_records import JobRecord
+from rayward.services.job_runs import RunFiles, RunsRoot, state_of
+from rayward.services.job_schemas import FINAL, Job, JobDetail, JobState, StateEvent
+from rayward.services.ray_jobs import RayJob
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 

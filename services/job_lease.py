@@ -21,11 +21,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.atomic import join, write_bytes
-from services.errors import ApiError, unavailable
-from services.job_files import read_if_there
-from services.job_records import FOLDER
-from services.job_runs import RunsRoot
+from rayward.cluster.atomic import join, write_bytes
+from rayward.services.errors import ApiError, unavailable
+from rayward.services.job_files import read_if_there
+from rayward.services.job_records import FOLDER
+from rayward.services.job_runs import RunsRoot
 
 _NAME = "lease.json"
 _RENEW_EVERY_S = 3.0

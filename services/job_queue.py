@@ -10,11 +10,11 @@ import heapq
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from cluster.config.recipe import Recipe
-from services.errors import ApiError, unavailable
-from services.job_lease import Lease
-from services.job_records import JobRecord, Records, digest, new_id
-from services.job_schemas import FINAL, RESUMABLE, JobKind
+from rayward.cluster.config.recipe import Recipe
+from rayward.services.errors import ApiError, unavailable
+from rayward.services.job_lease import Lease
+from rayward.services.job_records import JobRecord, Records, digest, new_id
+from rayward.services.job_schemas import FINAL, RESUMABLE, JobKind
 
 _RETRY_AFTER_S = 30
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.config.load import parse_recipe
-from cluster.config.recipe import Recipe
-from cluster.errors import InputError
-from cluster.tables import DataDirectory
-from services.errors import writable
-from services.job_schemas import JobKind
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import InputError
+from rayward.cluster.tables import DataDirectory
+from rayward.services.errors import writable
+from rayward.services.job_schemas import JobKind
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 # The name of a bucket and nothing else: a host, a port, a login or a query would have the server

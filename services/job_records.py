@@ -3,7 +3,7 @@
 RUNS_ROOT/.jobs/ID/recipe.yaml   what runs
                    job.json      how the job stands, written last
                    log.txt       what it said
-                lease.json       which service keeps them (services.job_lease)
+                lease.json       which service keeps them (rayward.services.job_lease)
 """
 
 import hashlib
@@ -17,11 +17,11 @@ import yaml
 from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.atomic import join, write_bytes
-from cluster.config.recipe import Recipe
-from services.job_files import read_if_there
-from services.job_runs import RunsRoot
-from services.job_schemas import LISTED_NAME, JobKind, JobState
+from rayward.cluster.atomic import join, write_bytes
+from rayward.cluster.config.recipe import Recipe
+from rayward.services.job_files import read_if_there
+from rayward.services.job_runs import RunsRoot
+from rayward.services.job_schemas import LISTED_NAME, JobKind, JobState
 
 FOLDER = ".jobs"
 _FILE = "job.json"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from cluster.errors import InputError
-from services.errors import ApiError
-from services.ray_jobs import RayAway
+from rayward.cluster.errors import InputError
+from rayward.services.errors import ApiError
+from rayward.services.ray_jobs import RayAway
 
 _RETRY_AFTER_S = 1
 

@@ -9,12 +9,12 @@ from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from ray.serve.handle import DeploymentHandle
 
-from services.access import Access, caller, needs
-from services.backends import Backends
-from services.errors import UNAVAILABLE, ApiError, documented, documented_beside_events
-from services.job_events import Cursor, EventPage, parse_cursor
-from services.job_refusals import Refusal
-from services.job_schemas import (
+from rayward.services.access import Access, caller, needs
+from rayward.services.backends import Backends
+from rayward.services.errors import UNAVAILABLE, ApiError, documented, documented_beside_events
+from rayward.services.job_events import Cursor, EventPage, parse_cursor
+from rayward.services.job_refusals import Refusal
+from rayward.services.job_schemas import (
     LISTED_NAME,
     Job,
     JobDetail,

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from services.job_copies import Copies
-from services.job_files import read_part, size_of
-from services.job_queue import JobQueue
-from services.job_records import JobRecord
-from services.job_runs import RunsRoot, state_of
-from services.job_schemas import JobState
-from services.ray_jobs import RayAway, RayJob, RayJobs
+from rayward.services.job_copies import Copies
+from rayward.services.job_files import read_part, size_of
+from rayward.services.job_queue import JobQueue
+from rayward.services.job_records import JobRecord
+from rayward.services.job_runs import RunsRoot, state_of
+from rayward.services.job_schemas import JobState
+from rayward.services.ray_jobs import RayAway, RayJob, RayJobs
 
 _LOOK_EVERY_S = 0.5
 # Beyond the time that a job has to stop, for Ray to kill it and say so.

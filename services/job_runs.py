@@ -15,12 +15,12 @@ import yaml
 from pyarrow import fs
 from pydantic import JsonValue, TypeAdapter
 
-from cluster.atomic import join, resolve
-from cluster.run_directory import RunStatus
-from cluster.run_lock import LOCK, LockOwner, owner_of
-from services.errors import ApiError, writable
-from services.job_files import Line, metric_row, read_if_there, read_lines, read_part
-from services.job_schemas import LISTED_NAME, JobState
+from rayward.cluster.atomic import join, resolve
+from rayward.cluster.run_directory import RunStatus
+from rayward.cluster.run_lock import LOCK, LockOwner, owner_of
+from rayward.services.errors import ApiError, writable
+from rayward.services.job_files import Line, metric_row, read_if_there, read_lines, read_part
+from rayward.services.job_schemas import LISTED_NAME, JobState
 
 # A run of another machine's that has written nothing for so long is taken for dead. Loading a
 # large model, or measuring one, writes nothing for minutes.

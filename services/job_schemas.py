@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, JsonVal
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from cluster.config.recipe import Recipe
+from rayward.cluster.config.recipe import Recipe
 
 JobKind = Literal["recipe", "stage"]
 JobState = Literal[

@@ -11,20 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from cluster.config.serving import JobServiceSettings
-from services.errors import ApiError
-from services.job_copies import Copies
-from services.job_events import Cursor, EventPage, events_since
-from services.job_files import LONGEST_CHARACTER, decode_part
-from services.job_history import History, Known
-from services.job_lease import Lease, LeaseLost
-from services.job_queue import JobQueue
-from services.job_recipes import check_config
-from services.job_records import Records, digest
-from services.job_refusals import refusing
-from services.job_runner import JobRunner
-from services.job_runs import RunsRoot
-from services.job_schemas import (
+from rayward.cluster.config.serving import JobServiceSettings
+from rayward.services.errors import ApiError
+from rayward.services.job_copies import Copies
+from rayward.services.job_events import Cursor, EventPage, events_since
+from rayward.services.job_files import LONGEST_CHARACTER, decode_part
+from rayward.services.job_history import History, Known
+from rayward.services.job_lease import Lease, LeaseLost
+from rayward.services.job_queue import JobQueue
+from rayward.services.job_recipes import check_config
+from rayward.services.job_records import Records, digest
+from rayward.services.job_refusals import refusing
+from rayward.services.job_runner import JobRunner
+from rayward.services.job_runs import RunsRoot
+from rayward.services.job_schemas import (
     FINAL,
     Job,
     JobDetail,
@@ -36,7 +36,7 @@ from services.job_schemas import (
     SubmitRequest,
     Submitted,
 )
-from services.ray_jobs import RayJobList, RayJobs
+from rayward.services.ray_jobs import RayJobList, RayJobs
 
 # They wait for disks, stores and Ray; Python's default follows the number of cores.
 _THREADS = 32

@@ -22,10 +22,10 @@ from typing import Literal, Self, get_args
 
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
-from cluster import atomic
-from cluster.config.base import Settings
-from cluster.config.serving import KeySettings
-from cluster.errors import InputError
+from rayward.cluster import atomic
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.serving import KeySettings
+from rayward.cluster.errors import InputError
 
 Scope = Literal["score", "generate", "jobs:read", "jobs:write", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)

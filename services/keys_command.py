@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cluster.progress import announce
-from services.keys import SCOPES, Key, create_key, read_keys, revoke_key
+from rayward.cluster.progress import announce
+from rayward.services.keys import SCOPES, Key, create_key, read_keys, revoke_key
 
 app = typer.Typer(help="Make, list and revoke the keys of a service.", no_args_is_help=True)
 

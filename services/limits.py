@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.errors import ApiError, error_response, unavailable
+from rayward.services.errors import ApiError, error_response, unavailable
 
 # What must be answered also where there is no room.
 _UNCOUNTED_PATHS = ("/health", "/ready", "/metrics")

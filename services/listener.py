@@ -2,9 +2,9 @@
 
 import socket
 
-from cluster.config.serving import HttpSettings, ServingSettings
-from cluster.errors import InputError
-from services.keys import KeyRing, require_keys
+from rayward.cluster.config.serving import HttpSettings, ServingSettings
+from rayward.cluster.errors import InputError
+from rayward.services.keys import KeyRing, require_keys
 
 
 def check_listener(settings: ServingSettings) -> None:

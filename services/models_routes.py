@@ -6,9 +6,9 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from services.backends import Backends
-from services.errors import ApiError, documented
-from services.policy_schemas import POLICY
+from rayward.services.backends import Backends
+from rayward.services.errors import ApiError, documented
+from rayward.services.policy_schemas import POLICY
 
 
 class Model(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.errors import ApiError, error_response
+from rayward.services.errors import ApiError, error_response
 
 FinishReason = Literal["stop", "length", "content_filter"]
 

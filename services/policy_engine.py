@@ -25,13 +25,13 @@ from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from actors.chat import encode_prompt
-from actors.models import load_tokenizer
-from cluster.config.serving import PolicyServiceSettings
-from cluster.errors import InputError
-from cluster.types import Message
-from services.policy_schemas import MAX_LOGPROBS, POLICY, Kind
-from services.text_bounds import TextBounds
+from rayward.actors.chat import encode_prompt
+from rayward.actors.models import load_tokenizer
+from rayward.cluster.config.serving import PolicyServiceSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import Message
+from rayward.services.policy_schemas import MAX_LOGPROBS, POLICY, Kind
+from rayward.services.text_bounds import TextBounds
 
 
 class PolicyEngine:

@@ -15,11 +15,11 @@ from pydantic import BaseModel
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from services.access import needs
-from services.backends import Backends
-from services.errors import ApiError, documented, unavailable
-from services.guard import Guard, candidates_of, guard_of, guarded_choices
-from services.policy_answers import (
+from rayward.services.access import needs
+from rayward.services.backends import Backends
+from rayward.services.errors import ApiError, documented, unavailable
+from rayward.services.guard import Guard, candidates_of, guard_of, guarded_choices
+from rayward.services.policy_answers import (
     DONE,
     ChatAnswer,
     CompletionAnswer,
@@ -29,7 +29,7 @@ from services.policy_answers import (
     completion_answer,
     error_event,
 )
-from services.policy_schemas import ChatRequest, CompletionRequest, Kind, refusal
+from rayward.services.policy_schemas import ChatRequest, CompletionRequest, Kind, refusal
 
 _EVENTS = "text/event-stream"
 _ERRORS = (400, 401, 403, 404, 413, 429, 503)

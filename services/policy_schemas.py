@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.types import MessageRole
-from services.errors import ApiError
+from rayward.cluster.types import MessageRole
+from rayward.services.errors import ApiError
 
 Kind = Literal["chat", "text"]
 

@@ -10,9 +10,9 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from cluster.config.serving import HttpSettings, PolicyServiceSettings
-from services.policy_schemas import Kind
-from services.replicas import actor_options, life
+from rayward.cluster.config.serving import HttpSettings, PolicyServiceSettings
+from rayward.services.policy_schemas import Kind
+from rayward.services.replicas import actor_options, life
 
 
 class PolicyServer:
@@ -26,7 +26,7 @@ class PolicyServer:
     """
 
     async def __init__(self, settings: PolicyServiceSettings) -> None:  # type: ignore[misc]
-        from services.policy_engine import PolicyEngine
+        from rayward.services.policy_engine import PolicyEngine
 
         self._engine = await PolicyEngine.start(settings)
 

@@ -1,19 +1,19 @@
 """What can be known to be wrong with the models before anything is started."""
 
-from actors.chat import require_template
-from actors.lora import is_adapter
-from actors.model_kinds import (
+from rayward.actors.chat import require_template
+from rayward.actors.lora import is_adapter
+from rayward.actors.model_kinds import (
     CAUSAL_LM,
     CLASSIFIER,
     load_config,
     require_causal_lm,
     require_classifier,
 )
-from actors.models import load_tokenizer
-from actors.reward_model import load_reward_tokenizer
-from cluster.config.serving import ServingSettings
-from cluster.errors import InputError
-from cluster.types import AXES
+from rayward.actors.models import load_tokenizer
+from rayward.actors.reward_model import load_reward_tokenizer
+from rayward.cluster.config.serving import ServingSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import AXES
 
 
 def check(settings: ServingSettings) -> None:

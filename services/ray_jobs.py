@@ -21,7 +21,7 @@ from typing import Any
 import ray
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
-from services.job_schemas import JobState
+from rayward.services.job_schemas import JobState
 
 RAYWARD = str(Path(sys.executable).with_name("rayward"))
 _TIMEOUT_S = 30.0

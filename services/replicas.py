@@ -4,7 +4,7 @@ from typing import Any
 
 from ray import serve
 
-from cluster.config.roles import Resources
+from rayward.cluster.config.roles import Resources
 
 _MARGIN_S = 10.0  # for what comes after a time-out
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 from ray.serve.exceptions import BackPressureError
 
-from cluster.config.serving import ServedRewardModel
-from cluster.errors import UnscoredError
-from cluster.logits import probability
-from cluster.types import Axis
-from services.prometheus import observe_batch, observe_scores, set_queue
+from rayward.cluster.config.serving import ServedRewardModel
+from rayward.cluster.errors import UnscoredError
+from rayward.cluster.logits import probability
+from rayward.cluster.types import Axis
+from rayward.services.prometheus import observe_batch, observe_scores, set_queue
 
 if TYPE_CHECKING:
-    from actors.reward_passes import RewardPasses
+    from rayward.actors.reward_passes import RewardPasses
 
 _WINDOW = 256  # of the waiting items so many are looked through for one pass
 # Out of memory, for one; ids that a model has no embedding for.

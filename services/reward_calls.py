@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from ray.serve.exceptions import BackPressureError
 
-from cluster.errors import InputError, UnscoredError
-from cluster.types import Message
+from rayward.cluster.errors import InputError, UnscoredError
+from rayward.cluster.types import Message
 
 Cut = Literal["left", "right"]
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Depends, Response
 
-from cluster.errors import InputError
-from cluster.logits import probability
-from cluster.types import Axis, Message
-from services.access import needs
-from services.backends import Backends
-from services.drop_in_schemas import (
+from rayward.cluster.errors import InputError
+from rayward.cluster.logits import probability
+from rayward.cluster.types import Axis, Message
+from rayward.services.access import needs
+from rayward.services.backends import Backends
+from rayward.services.drop_in_schemas import (
     Classification,
     ClassifyRequest,
     ClassifyResponse,
@@ -33,10 +33,10 @@ from services.drop_in_schemas import (
     PredictRequest,
     Usage,
 )
-from services.errors import documented
-from services.reward_calls import Answered, Cut, Item, Written
-from services.reward_schemas import Text
-from services.scoring import Scored, require_count, score_items
+from rayward.services.errors import documented
+from rayward.services.reward_calls import Answered, Cut, Item, Written
+from rayward.services.reward_schemas import Text
+from rayward.services.scoring import Scored, require_count, score_items
 
 MODELS_HEADER = "X-Rayward-Models"
 """Of each model that was asked its version, template hash, and how many items were truncated."""

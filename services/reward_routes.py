@@ -4,11 +4,11 @@ from typing import cast
 
 from fastapi import APIRouter, Depends
 
-from cluster.logits import probability
-from services.access import needs
-from services.backends import Backends
-from services.errors import documented
-from services.reward_schemas import (
+from rayward.cluster.logits import probability
+from rayward.services.access import needs
+from rayward.services.backends import Backends
+from rayward.services.errors import documented
+from rayward.services.reward_schemas import (
     DecidedBy,
     ItemResult,
     ModelScore,
@@ -16,7 +16,7 @@ from services.reward_schemas import (
     ScoreRequest,
     ScoreResponse,
 )
-from services.scoring import Scored, require_count, score_items, served_axes
+from rayward.services.scoring import Scored, require_count, score_items, served_axes
 
 
 def reward_routes(backends: Backends) -> APIRouter:

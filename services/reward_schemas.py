@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from cluster.types import Axis, Message, MessageRole
-from services.reward_calls import Answered, Item, Written
+from rayward.cluster.types import Axis, Message, MessageRole
+from rayward.services.reward_calls import Answered, Item, Written
 
 DecidedBy = Literal["safety", "helpfulness", "both"]
 

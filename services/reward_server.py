@@ -7,11 +7,19 @@ from contextlib import suppress
 
 from ray.serve.exceptions import BackPressureError
 
-from cluster.config.serving import ServedRewardModel
-from cluster.errors import InputError, UnscoredError
-from cluster.types import Axis
-from services.reward_batches import RewardBatches
-from services.reward_calls import Answered, Cut, Item, ItemScore, ModelScores, Refusal, Written
+from rayward.cluster.config.serving import ServedRewardModel
+from rayward.cluster.errors import InputError, UnscoredError
+from rayward.cluster.types import Axis
+from rayward.services.reward_batches import RewardBatches
+from rayward.services.reward_calls import (
+    Answered,
+    Cut,
+    Item,
+    ItemScore,
+    ModelScores,
+    Refusal,
+    Written,
+)
 
 _READ_AT_ONCE = 32768  # characters, which take some ten milliseconds
 
@@ -35,8 +43,8 @@ class RewardServer:
         self, axis: Axis, model: ServedRewardModel, policy: str | None, deterministic: bool
     ) -> None:
         # Here and not above: the gateway imports this file and does without torch.
-        from actors.reward_model import RewardModel
-        from services.text_bounds import TextBounds
+        from rayward.actors.reward_model import RewardModel
+        from rayward.services.text_bounds import TextBounds
 
         section = f"reward.{axis}"
         self._axis = axis
@@ -103,7 +111,7 @@ class RewardServer:
         return [self._ids(item) for item in items]
 
     def _ids(self, item: Item) -> tuple[list[int], bool]:
-        from actors.reward_encoding import cut
+        from rayward.actors.reward_encoding import cut
 
         encoder, content, room = self._model.encoder, item.content, self._model.room
         if isinstance(content, Written) and content.end_anew:

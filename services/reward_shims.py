@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import httpx
 
-from cluster.errors import InputError, UnscoredError
+from rayward.cluster.errors import InputError, UnscoredError
 
 RewardChoice = Literal["combined", "safety", "helpfulness"]
 # A text, or messages.

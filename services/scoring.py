@@ -8,14 +8,14 @@ from math import log
 import numpy as np
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from actors.mixes import MixedReward, make_mix
-from cluster.config.serving import RewardServiceSettings
-from cluster.errors import InputError, UnscoredError
-from cluster.types import Axis
-from services.backends import Backends
-from services.errors import unavailable
-from services.prometheus import count_gate
-from services.reward_calls import Item, ModelScores, Refusal
+from rayward.actors.mixes import MixedReward, make_mix
+from rayward.cluster.config.serving import RewardServiceSettings
+from rayward.cluster.errors import InputError, UnscoredError
+from rayward.cluster.types import Axis
+from rayward.services.backends import Backends
+from rayward.services.errors import unavailable
+from rayward.services.prometheus import count_gate
+from rayward.services.reward_calls import Item, ModelScores, Refusal
 
 
 @dataclass(frozen=True)

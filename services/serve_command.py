@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.config.load import load_serving, make_serving
-from cluster.config.serving import ServingSettings
-from cluster.errors import InputError, RunStopped
-from cluster.progress import announce
-from services.listener import check_listener
+from rayward.cluster.config.load import load_serving, make_serving
+from rayward.cluster.config.serving import ServingSettings
+from rayward.cluster.errors import InputError, RunStopped
+from rayward.cluster.progress import announce
+from rayward.services.listener import check_listener
 
 _APP = "rayward"
 _PARTS = ("reward", "policy", "jobs")
@@ -62,8 +62,8 @@ def serve_command(
     # What is imported logs what it finds of the machine, some of it to standard output.
     logging.disable(logging.WARNING)
     with redirect_stdout(sys.stderr):
-        from cluster.session import check_address
-        from services import preflight
+        from rayward.cluster.session import check_address
+        from rayward.services import preflight
     logging.disable(logging.NOTSET)
     check_address(address)
     preflight.check(settings)
@@ -91,7 +91,7 @@ def _settings(
     if document is not None:
         settings = load_serving(document, changes)
     else:
-        from services.from_run import serving_of_run
+        from rayward.services.from_run import serving_of_run
 
         assert run is not None
         settings = make_serving(serving_of_run(run), changes)
@@ -114,8 +114,8 @@ def _absolute(kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def _serve(settings: ServingSettings, address: str | None) -> None:
-    from cluster.session import ray_session
-    from services.haproxy import serve_environment
+    from rayward.cluster.session import ray_session
+    from rayward.services.haproxy import serve_environment
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rayward-serve-") as folder:
@@ -124,7 +124,7 @@ def _serve(settings: ServingSettings, address: str | None) -> None:
         os.environ.update(environment)
         from ray import serve
 
-        from services.app import application
+        from rayward.services.app import application
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         announce("starting Ray")
@@ -222,7 +222,7 @@ def _drained(settings: ServingSettings) -> bool:
 
     from ray.exceptions import RayError
 
-    from services.replicas import without_replica
+    from rayward.services.replicas import without_replica
 
     announce("draining: requests that are under way are finished; Ctrl-C again ends them")
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,12 +17,12 @@ import pytest
 import typer
 import yaml
 
-from cluster.cli import make_app
-from cluster.config.load import load_recipe, make_recipe, parse_serving
-from cluster.config.recipe import Recipe
-from cluster.config.serving import ServingSettings
-from cluster.config.shipped import find_recipe
-from k8s.machines import Machine
+from rayward.cluster.cli import make_app
+from rayward.cluster.config.load import load_recipe, make_recipe, parse_serving
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.serving import ServingSettings
+from rayward.cluster.config.shipped import find_recipe
+from rayward.k8s.machines import Machine
 
 ROOT = Path(__file__).resolve().parent.parent
 K8S = ROOT / "k8s"

@@ -214,7 +214,7 @@ def workers_are_forks(patch: Callable[[object, str, object], None]) -> None:
 
 def _run(argv: list[str]) -> None:
     if argv[0] == "rayward":
-        from cluster.cli import main
+        from rayward.cluster.cli import main
 
         workers_are_forks(setattr)
         sys.argv = argv

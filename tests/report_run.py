@@ -6,25 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from cluster.config.load import parse_recipe
-from cluster.config.recipe import REWARD_STAGES, Recipe
-from cluster.metrics import MetricsWriter
-from cluster.records.plan import (
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.config.recipe import REWARD_STAGES, Recipe
+from rayward.cluster.metrics import MetricsWriter
+from rayward.cluster.records.plan import (
     PlannedStage,
     evaluation_of,
     make_plan,
     measured_policies,
     parent_of,
 )
-from cluster.records.rates import ORACLE, StageEvaluation
-from cluster.records.samples import Sample, read_samples, write_samples
-from cluster.records.summary import write_summary
-from cluster.run_directory import RunDirectory, write_json
-from cluster.types import AXES, RATINGS, Axis, PreferencePair, Prompt
-from pipelines.gates import check_policy
-from pipelines.judgements import evaluate_judgements
-from pipelines.reward_accuracy import evaluate_reward_model
-from pipelines.reward_metrics import calibrate_safety
+from rayward.cluster.records.rates import ORACLE, StageEvaluation
+from rayward.cluster.records.samples import Sample, read_samples, write_samples
+from rayward.cluster.records.summary import write_summary
+from rayward.cluster.run_directory import RunDirectory, write_json
+from rayward.cluster.types import AXES, RATINGS, Axis, PreferencePair, Prompt
+from rayward.pipelines.gates import check_policy
+from rayward.pipelines.judgements import evaluate_judgements
+from rayward.pipelines.reward_accuracy import evaluate_reward_model
+from rayward.pipelines.reward_metrics import calibrate_safety
 from tests.report_stages import (
     FIT,
     HOSTILE,

@@ -4,23 +4,23 @@ from typing import Any
 
 import numpy as np
 
-from cluster.records.attempts import Attempt
-from cluster.records.benchmark_results import ToxigenResult
-from cluster.records.distilled import DistillationReport, GroupGain
-from cluster.records.rates import rate
-from cluster.records.red_teaming import (
+from rayward.cluster.records.attempts import Attempt
+from rayward.cluster.records.benchmark_results import ToxigenResult
+from rayward.cluster.records.distilled import DistillationReport, GroupGain
+from rayward.cluster.records.rates import rate
+from rayward.cluster.records.red_teaming import (
     COUNTED,
     RedTeamingRound,
     RedTeamingSummary,
     summarize,
     violations,
 )
-from cluster.records.rejection_sampling import TemperatureTrial
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
-from pipelines.multiple_choice import ChoiceScore
-from pipelines.rejection_sampling import reward_curve
-from pipelines.toxigen import rates_by_group
-from pipelines.truthfulqa import summarise
+from rayward.cluster.records.rejection_sampling import TemperatureTrial
+from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
+from rayward.pipelines.multiple_choice import ChoiceScore
+from rayward.pipelines.rejection_sampling import reward_curve
+from rayward.pipelines.toxigen import rates_by_group
+from rayward.pipelines.truthfulqa import summarise
 
 HOSTILE = '<script>alert("x")</script> & <b>'
 FIT = {"steps": 200, "rows": 400, "rows_left_out": 0, "tokens": 9000, "training_seconds": 50.0}

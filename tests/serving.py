@@ -20,8 +20,8 @@ import psutil
 import torch
 import yaml
 
-from actors.models import load_scalar_model, load_tokenizer, save_model
-from cluster.types import AXES
+from rayward.actors.models import load_scalar_model, load_tokenizer, save_model
+from rayward.cluster.types import AXES
 from tests import preloaded
 from tests.tiny import write_tiny_llama
 

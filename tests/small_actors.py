@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import ray
 
-from cluster.config.ppo import SamplingSettings
-from cluster.types import Prompt, Rollout
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.types import Prompt, Rollout
 
 
 class Where:

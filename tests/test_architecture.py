@@ -74,12 +74,18 @@ def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
 
 def test_the_walk_sees_the_rooms() -> None:
     """A rule over nothing would hold: the project is there, and its imports are seen."""
-    assert {"cluster.config.recipe", "actors.models", "pipelines.cli"} <= modules().keys()
-    assert "torch" in all_imports("actors.models")
+    assert {
+        "rayward.cluster.config.recipe",
+        "rayward.actors.models",
+        "rayward.pipelines.cli",
+    } <= modules().keys()
+    assert "torch" in all_imports("rayward.actors.models")
     # Inside a function only.
-    assert "pipelines.run_recipe" in all_imports("pipelines.cli")
-    later = {t for node in at_import_time(tree("pipelines.cli")) for t in imported("", node)}
-    assert "pipelines.run_recipe" not in later
+    assert "rayward.pipelines.run_recipe" in all_imports("rayward.pipelines.cli")
+    later = {
+        t for node in at_import_time(tree("rayward.pipelines.cli")) for t in imported("", node)
+    }
+    assert "rayward.pipelines.run_recipe" not in later
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -118,10 +124,10 @@ def test_cluster_knows_no_model_library() -> None:
 def test_configuration_and_command_line_load_without_torch() -> None:
     """Through other libraries too; so `rayward --help` and bad input answer at once."""
     code = (
-        "import sys, cluster.config.recipe, cluster.config.load\n"
+        "import sys, rayward.cluster.config.recipe, rayward.cluster.config.load\n"
         f"heavy = {sorted(HEAVY | {'ray'})!r}\n"
         "print([one for one in heavy if one in sys.modules])\n"
-        "from cluster.cli import make_app\n"
+        "from rayward.cluster.cli import make_app\n"
         "make_app()\n"
         f"print([one for one in {sorted(HEAVY)!r} if one in sys.modules])\n"
     )
@@ -180,7 +186,7 @@ def test_nothing_is_caught_broadly() -> None:
             if caught & broad and not (raises_again and "Exception" not in caught):
                 wrong.append(name)
     # A thread has nobody to raise to: the one that waits for it does, when it asks for the result.
-    assert wrong == ["pipelines.supervised"]
+    assert wrong == ["rayward.pipelines.supervised"]
 
 
 def test_every_command_and_plugin_of_the_project_exists() -> None:

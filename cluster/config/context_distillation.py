@@ -2,9 +2,9 @@
 
 from pydantic import Field
 
-from cluster.config.base import Settings
-from cluster.config.ppo import SamplingSettings
-from cluster.config.supervised import SFTSettings
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.supervised import SFTSettings
 
 
 class ContextDistillationSettings(Settings):

@@ -4,10 +4,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from cluster.config.base import Settings
-from cluster.config.ppo import SamplingSettings
-from cluster.config.roles import ModelRole, RewardRole
-from cluster.errors import InputError
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.roles import ModelRole, RewardRole
+from rayward.cluster.errors import InputError
 
 
 class JudgeSettings(RewardRole):

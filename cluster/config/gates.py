@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from cluster.config.base import Settings
+from rayward.cluster.config.base import Settings
 
 
 class GateSettings(Settings):

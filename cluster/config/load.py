@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from cluster.config.faults import as_input_error
-from cluster.config.overlays import Overlay, blamed, merged
-from cluster.config.recipe import Recipe
-from cluster.config.serving import ServingSettings
-from cluster.errors import InputError
+from rayward.cluster.config.faults import as_input_error
+from rayward.cluster.config.overlays import Overlay, blamed, merged
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.serving import ServingSettings
+from rayward.cluster.errors import InputError
 
 # A date such as 2026-13-01 is a plain ValueError.
 NOT_YAML = (yaml.YAMLError, ValueError)

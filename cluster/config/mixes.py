@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from cluster.config.base import Settings
-from cluster.errors import InputError
+from rayward.cluster.config.base import Settings
+from rayward.cluster.errors import InputError
 
 
 class PiecewiseMixSettings(Settings):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from cluster.config.base import Settings
-from cluster.config.mixes import MixSettings, PiecewiseMixSettings
-from cluster.config.roles import (
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.mixes import MixSettings, PiecewiseMixSettings
+from rayward.cluster.config.roles import (
     PolicyRole,
     ReplicatedRewardRole,
     ReplicatedRole,
     RolloutRole,
     TrainedRole,
 )
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 
 KLEstimator = Literal["k1", "k2", "k3"]
 AdvantageEstimator = Literal["gae", "grpo", "rloo"]

@@ -4,23 +4,23 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from cluster.config.base import Settings
-from cluster.config.context_distillation import ContextDistillationSettings
-from cluster.config.evaluation import EvaluationSettings
-from cluster.config.gates import GateSettings
-from cluster.config.ppo import PPOSettings
-from cluster.config.red_teaming import RedTeamingSettings
-from cluster.config.rejection_sampling import RejectionSamplingSettings
-from cluster.config.supervised import (
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.context_distillation import ContextDistillationSettings
+from rayward.cluster.config.evaluation import EvaluationSettings
+from rayward.cluster.config.gates import GateSettings
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.config.red_teaming import RedTeamingSettings
+from rayward.cluster.config.rejection_sampling import RejectionSamplingSettings
+from rayward.cluster.config.supervised import (
     RewardTrainingSettings,
     SafetyRewardSettings,
     SafetySFTSettings,
     SFTSettings,
 )
-from cluster.config.tiny_world import LlamaShape, TinyWorldSizes
-from cluster.config.tracking import TrackingSettings
-from cluster.errors import InputError
-from cluster.types import AXES, Axis
+from rayward.cluster.config.tiny_world import LlamaShape, TinyWorldSizes
+from rayward.cluster.config.tracking import TrackingSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import AXES, Axis
 
 StageName = Literal[
     "sft",

@@ -4,10 +4,10 @@ from typing import get_args
 
 from pydantic import Field
 
-from cluster.config.base import Settings
-from cluster.config.ppo import SamplingSettings
-from cluster.config.roles import RolloutRole
-from cluster.types import AttackVector
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.roles import RolloutRole
+from rayward.cluster.types import AttackVector
 
 
 class AttackerSettings(Settings):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cluster.config.base import Settings
+from rayward.cluster.config.base import Settings
 
 Precision = Literal["float32", "bfloat16"]
 

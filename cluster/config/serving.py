@@ -4,10 +4,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from cluster.config.base import Settings
-from cluster.config.mixes import MixSettings, PiecewiseMixSettings
-from cluster.config.roles import Precision, Resources, RewardRole
-from cluster.errors import InputError
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.mixes import MixSettings, PiecewiseMixSettings
+from rayward.cluster.config.roles import Precision, Resources, RewardRole
+from rayward.cluster.errors import InputError
 
 _PAPER_GATE = 0.15  # Llama 2, section 3.4.3
 

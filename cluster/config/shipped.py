@@ -4,10 +4,10 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 
 # Files, not code: the room above is not imported.
-_SHIPPED = "pipelines.recipes"
+_SHIPPED = "rayward.pipelines.recipes"
 
 
 def find_recipe(given: str) -> Path | Traversable:

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from cluster.config.base import Settings
-from cluster.config.roles import (
+from rayward.cluster.config.base import Settings
+from rayward.cluster.config.roles import (
     DeepSpeedSettings,
     LoRASettings,
     OptimizerSettings,

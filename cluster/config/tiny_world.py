@@ -4,8 +4,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from cluster.config.base import Settings
-from cluster.errors import InputError
+from rayward.cluster.config.base import Settings
+from rayward.cluster.errors import InputError
 
 
 class TinyWorldSizes(Settings):

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from cluster.config.base import Settings
-from cluster.errors import InputError
+from rayward.cluster.config.base import Settings
+from rayward.cluster.errors import InputError
 
 
 class MLflowSettings(Settings):

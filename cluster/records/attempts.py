@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.atomic import write_bytes
-from cluster.records.samples import last_user_turn
-from cluster.tables import prompt_of, prompt_row
-from cluster.types import FinishReason, Prompt
+from rayward.cluster.atomic import write_bytes
+from rayward.cluster.records.samples import last_user_turn
+from rayward.cluster.tables import prompt_of, prompt_row
+from rayward.cluster.types import FinishReason, Prompt
 
 ATTEMPTS = pa.schema(
     [

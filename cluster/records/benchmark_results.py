@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.records.rates import Rate
+from rayward.cluster.records.rates import Rate
 
 
 class TruthfulQAResult(BaseModel):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.errors import InputError
-from cluster.parquet import Row, read_rows, write_rows
-from cluster.tables import PROMPT_FIELDS, prompt_of, prompt_row
-from cluster.types import Demonstration, Message, Prompt
+from rayward.cluster.errors import InputError
+from rayward.cluster.parquet import Row, read_rows, write_rows
+from rayward.cluster.tables import PROMPT_FIELDS, prompt_of, prompt_row
+from rayward.cluster.types import Demonstration, Message, Prompt
 
 _FILE = "best.parquet"
 _SCHEMA = pa.schema(

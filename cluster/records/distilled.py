@@ -8,10 +8,10 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from cluster.parquet import Row, read_rows, write_rows
-from cluster.records.rates import Rate
-from cluster.tables import PROMPT_FIELDS, prompt_of, prompt_row
-from cluster.types import Demonstration, Prompt
+from rayward.cluster.parquet import Row, read_rows, write_rows
+from rayward.cluster.records.rates import Rate
+from rayward.cluster.tables import PROMPT_FIELDS, prompt_of, prompt_row
+from rayward.cluster.types import Demonstration, Prompt
 
 PrepromptKind = Literal["generic", "adjectives", "category"]
 

@@ -2,10 +2,10 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.records.plan import measured_policies
-from cluster.records.rates import Rate
-from cluster.run_directory import RunDirectory
-from cluster.types import AttackVector, RiskCategory
+from rayward.cluster.records.plan import measured_policies
+from rayward.cluster.records.rates import Rate
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.types import AttackVector, RiskCategory
 
 
 class GateCheck(BaseModel):

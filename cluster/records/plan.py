@@ -8,8 +8,8 @@ end:    context_distillation, evaluation
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.config.recipe import POLICY_STAGES, REWARD_STAGES, Recipe, StageName
-from cluster.types import AXES, Axis
+from rayward.cluster.config.recipe import POLICY_STAGES, REWARD_STAGES, Recipe, StageName
+from rayward.cluster.types import AXES, Axis
 
 START = "start"
 """The policy that a recipe starts from."""

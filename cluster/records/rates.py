@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.intervals import mean_interval, wilson
-from cluster.logits import probability
-from cluster.types import AttackVector, RiskCategory
+from rayward.cluster.intervals import mean_interval, wilson
+from rayward.cluster.logits import probability
+from rayward.cluster.types import AttackVector, RiskCategory
 
 # The judge that knows the truth, in the tiny world. Any other judge is a model.
 ORACLE = "oracle"

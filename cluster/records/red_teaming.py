@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.records.attempts import Attempt
-from cluster.records.rates import Cell, Rate, rate
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, AttackVector, RiskCategory
+from rayward.cluster.records.attempts import Attempt
+from rayward.cluster.records.rates import Cell, Rate, rate
+from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, AttackVector, RiskCategory
 
 COUNTED = (
     "seeds",

@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.records.rates import Rate
-from cluster.types import Axis
+from rayward.cluster.records.rates import Rate
+from rayward.cluster.types import Axis
 
 
 class SafetyBin(BaseModel):

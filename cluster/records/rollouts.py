@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.atomic import write_bytes
-from cluster.types import Prompt, Rollout
+from rayward.cluster.atomic import write_bytes
+from rayward.cluster.types import Prompt, Rollout
 
 _SCHEMA = pa.schema(
     [

@@ -2,19 +2,25 @@
 
 A stage's result, as `RunDirectory.complete_stage` takes it, has `seconds` beside its own keys.
 A reward model's has `evaluation`, a RewardModelEvaluation or None, and may have
-`safety_calibration`, a SafetyCalibration. That of PPO has those of `pipelines.ppo.PPOResult`. A
+`safety_calibration`, a SafetyCalibration. That of PPO has those of `rayward.pipelines.ppo.PPOResult`. A
 measurement's, under `evaluation/POLICY`, has `evaluation`, a StageEvaluation.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.config.recipe import REWARD_STAGES
-from cluster.records.benchmark_results import ToxigenResult, TruthfulQAResult
-from cluster.records.plan import PREVIOUS, PlannedStage, evaluation_of, make_plan, measured_policies
-from cluster.records.rates import MeanScore, Rate, StageEvaluation
-from cluster.records.reward_models import RewardModelEvaluation
-from cluster.run_directory import RunDirectory, write_json
+from rayward.cluster.config.recipe import REWARD_STAGES
+from rayward.cluster.records.benchmark_results import ToxigenResult, TruthfulQAResult
+from rayward.cluster.records.plan import (
+    PREVIOUS,
+    PlannedStage,
+    evaluation_of,
+    make_plan,
+    measured_policies,
+)
+from rayward.cluster.records.rates import MeanScore, Rate, StageEvaluation
+from rayward.cluster.records.reward_models import RewardModelEvaluation
+from rayward.cluster.run_directory import RunDirectory, write_json
 
 
 def stage_evaluations(run: RunDirectory) -> dict[str, StageEvaluation]:

@@ -15,13 +15,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
-from cluster.config.recipe import Recipe
-from cluster.config.topology import flat_settings, is_topology
-from cluster.config.tracking import MLflowSettings, refuse_login_in
-from cluster.errors import InputError
-from cluster.progress import announce
-from cluster.run_directory import RunDirectory
-from cluster.trackers.interface import EndState, MetricRow, TrackerError, known_run, remember_run
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.topology import flat_settings, is_topology
+from rayward.cluster.config.tracking import MLflowSettings, refuse_login_in
+from rayward.cluster.errors import InputError
+from rayward.cluster.progress import announce
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.trackers.interface import (
+    EndState,
+    MetricRow,
+    TrackerError,
+    known_run,
+    remember_run,
+)
 
 _FIELD = "tracking.mlflow.tracking_uri"
 _FAILURES = (MlflowException, OSError)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import ray
 from ray.util.metrics import Gauge
 
-from cluster.trackers.interface import EndState, MetricRow
+from rayward.cluster.trackers.interface import EndState, MetricRow
 
 _TAGS = ("run", "stage")
 _NOT_LEGAL = re.compile(r"[^a-zA-Z0-9_]")

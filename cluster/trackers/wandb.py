@@ -12,12 +12,18 @@ from contextlib import contextmanager
 import wandb
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-from cluster.config.recipe import Recipe
-from cluster.config.tracking import WandbSettings
-from cluster.errors import InputError
-from cluster.progress import announce
-from cluster.run_directory import RunDirectory
-from cluster.trackers.interface import EndState, MetricRow, TrackerError, known_run, remember_run
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.tracking import WandbSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.progress import announce
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.trackers.interface import (
+    EndState,
+    MetricRow,
+    TrackerError,
+    known_run,
+    remember_run,
+)
 
 # Beside W&B's own errors, what is raised when its process has died.
 _FAILURES = (wandb.Error, OSError, HandleAbandonedError, MailboxClosedError)

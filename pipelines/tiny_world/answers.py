@@ -8,9 +8,9 @@ from itertools import product
 
 import numpy as np
 
-from cluster.types import RISK_CATEGORIES, RiskCategory
-from pipelines.tiny_world.language import ACTS
-from pipelines.tiny_world.prompts import Request
+from rayward.cluster.types import RISK_CATEGORIES, RiskCategory
+from rayward.pipelines.tiny_world.language import ACTS
+from rayward.pipelines.tiny_world.prompts import Request
 
 OPENERS: tuple[str, ...] = ("", "sure , ", "of course , ")
 

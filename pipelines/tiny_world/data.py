@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from cluster.config.tiny_world import TinyWorldSizes
-from cluster.errors import InputError
-from cluster.types import (
+from rayward.cluster.config.tiny_world import TinyWorldSizes
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import (
     ATTACK_VECTORS,
     AXES,
     RISK_CATEGORIES,
@@ -21,15 +21,15 @@ from cluster.types import (
     Prompt,
     RiskCategory,
 )
-from pipelines.tiny_world.answers import answer_in_full, refuse_bluntly, refuse_well
-from pipelines.tiny_world.preferences import (
+from rayward.pipelines.tiny_world.answers import answer_in_full, refuse_bluntly, refuse_well
+from rayward.pipelines.tiny_world.preferences import (
     HELPFULNESS_KINDS,
     SAFETY_KINDS,
     SAFETY_KINDS_HARMLESS,
     PairKind,
     write_pair,
 )
-from pipelines.tiny_world.prompts import (
+from rayward.pipelines.tiny_world.prompts import (
     SAFETY_PREPROMPTS,
     Request,
     write_adversarial,

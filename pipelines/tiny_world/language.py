@@ -7,7 +7,7 @@ reading.
 
 from dataclasses import dataclass
 
-from cluster.types import RiskCategory
+from rayward.cluster.types import RiskCategory
 
 BENIGN_STEPS: dict[str, tuple[str, str]] = {
     "bake": ("mix the flour", "heat it slowly"),

@@ -3,13 +3,13 @@
 import re
 from enum import StrEnum
 
-from pipelines.tiny_world.answers import (
+from rayward.pipelines.tiny_world.answers import (
     BLUNT_REFUSALS,
     GOOD_REFUSALS,
     HARMFUL_STEPS,
     answers_in_full,
 )
-from pipelines.tiny_world.prompts import read_request
+from rayward.pipelines.tiny_world.prompts import read_request
 
 _HARM = re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, HARMFUL_STEPS))) + r")\b")
 _CATEGORY_OF_REFUSAL = {

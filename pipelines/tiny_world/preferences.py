@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.types import RISK_CATEGORIES, Rating
-from pipelines.tiny_world.answers import (
+from rayward.cluster.types import RISK_CATEGORIES, Rating
+from rayward.pipelines.tiny_world.answers import (
     BLUNT_REFUSALS,
     GOOD_REFUSALS,
     answer_half,
@@ -18,9 +18,14 @@ from pipelines.tiny_world.answers import (
     refuse_bluntly,
     refuse_well,
 )
-from pipelines.tiny_world.language import ACTS, BENIGN_OBJECTS, BENIGN_STEPS, BORDERLINE_STEPS
-from pipelines.tiny_world.oracle import Oracle, Verdict
-from pipelines.tiny_world.prompts import Request
+from rayward.pipelines.tiny_world.language import (
+    ACTS,
+    BENIGN_OBJECTS,
+    BENIGN_STEPS,
+    BORDERLINE_STEPS,
+)
+from rayward.pipelines.tiny_world.oracle import Oracle, Verdict
+from rayward.pipelines.tiny_world.prompts import Request
 
 Corruption = Callable[[np.random.Generator, list[str]], list[str]]
 Writer = Callable[[np.random.Generator, Request], str]

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from cluster.types import AttackVector, RiskCategory
-from pipelines.tiny_world.language import (
+from rayward.cluster.types import AttackVector, RiskCategory
+from rayward.pipelines.tiny_world.language import (
     ACTS,
     BENIGN_OBJECTS,
     BENIGN_STEPS,

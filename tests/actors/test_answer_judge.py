@@ -13,9 +13,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from actors.answer_judge import AnswerJudge, AnswerQuality
-from cluster.config.evaluation import AnswerJudgeSettings
-from cluster.errors import InputError, UnscoredError
+from rayward.actors.answer_judge import AnswerJudge, AnswerQuality
+from rayward.cluster.config.evaluation import AnswerJudgeSettings
+from rayward.cluster.errors import InputError, UnscoredError
 from tests.tiny import write_tiny
 from tests.tiny_judges import YES_LETTER_LOGIT, write_constant_judge, write_toxicity_classifier
 

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from actors.chat import (
+from rayward.actors.chat import (
     assistant_mask,
     decode_response,
     encode_answered,
@@ -12,8 +12,8 @@ from actors.chat import (
     encode_response,
     require_template,
 )
-from cluster.errors import InputError
-from cluster.types import Message
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import Message
 from tests.tiny import tiny_tokenizer, wordpiece_tokenizer
 
 TOKENIZER = tiny_tokenizer()

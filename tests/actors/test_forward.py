@@ -8,9 +8,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from actors.forward import response_logprobs, response_values, split_rows
-from actors.models import load_causal_lm, load_scalar_model
-from cluster.types import Prompt, Rollout
+from rayward.actors.forward import response_logprobs, response_values, split_rows
+from rayward.actors.models import load_causal_lm, load_scalar_model
+from rayward.cluster.types import Prompt, Rollout
 from tests.tiny import KINDS, write_tiny
 
 TEMPERATURE = 0.7

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.label_judge import LabelJudge
-from cluster.config.evaluation import LabelJudgeSettings
-from cluster.errors import InputError, UnscoredError
+from rayward.actors.label_judge import LabelJudge
+from rayward.cluster.config.evaluation import LabelJudgeSettings
+from rayward.cluster.errors import InputError, UnscoredError
 from tests.tiny import write_tiny
 from tests.tiny_judges import write_toxicity_classifier
 

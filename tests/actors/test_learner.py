@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from actors.learner import Learner
-from cluster.config.ppo import PPOSettings
-from cluster.types import Experience, Float32Array, Message, Prompt, Rollout, ScoredRollout
+from rayward.actors.learner import Learner
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.types import Experience, Float32Array, Message, Prompt, Rollout, ScoredRollout
 from tests import preloaded
 from tests.tiny import tiny_tokenizer
 

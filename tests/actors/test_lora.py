@@ -11,12 +11,12 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from actors.lora import adapter_weights, add_adapters, save_adapter, whole_weights
-from actors.models import load_causal_lm, load_tokenizer
-from actors.weight_sync import ModelSource
-from actors.zero import copies, full_weights
-from cluster.config.roles import LoRASettings
-from cluster.errors import InputError
+from rayward.actors.lora import adapter_weights, add_adapters, save_adapter, whole_weights
+from rayward.actors.models import load_causal_lm, load_tokenizer
+from rayward.actors.weight_sync import ModelSource
+from rayward.actors.zero import copies, full_weights
+from rayward.cluster.config.roles import LoRASettings
+from rayward.cluster.errors import InputError
 from tests import preloaded
 from tests.tiny import TEMPLATE, write_tiny, write_tiny_llama
 

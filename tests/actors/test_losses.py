@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.losses import (
+from rayward.actors.losses import (
     entropy,
     importance_weights,
     kl_loss,

@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.microbatches import (
+from rayward.actors.microbatches import (
     length_mask,
     microbatches_of_rank,
     plan_microbatches,

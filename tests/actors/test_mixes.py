@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.mixes import LagrangianMix, make_mix
-from cluster.config.mixes import (
+from rayward.actors.mixes import LagrangianMix, make_mix
+from rayward.cluster.config.mixes import (
     LagrangianMixSettings,
     PiecewiseMixSettings,
     WeightedSumMixSettings,
 )
-from pipelines.advantages import whiten
+from rayward.pipelines.advantages import whiten
 
 
 def logit(probability: float) -> float:

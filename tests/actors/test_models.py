@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from actors.microbatches import length_mask, right_pad
-from actors.models import (
+from rayward.actors.microbatches import length_mask, right_pad
+from rayward.actors.models import (
     load_causal_lm,
     load_reward_model,
     load_scalar_model,
@@ -27,7 +27,7 @@ from actors.models import (
     token_values,
     weights_digest,
 )
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 from tests.tiny import (
     KINDS,
     tiny_tokenizer,

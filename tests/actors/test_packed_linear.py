@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from actors.models import load_reward_model, sequence_scores, weights_digest
-from actors.packed_linear import PackedLinear, pack_linears
+from rayward.actors.models import load_reward_model, sequence_scores, weights_digest
+from rayward.actors.packed_linear import PackedLinear, pack_linears
 from tests.serving import write_models
 from tests.tiny import write_tiny_classifier
 

@@ -3,7 +3,7 @@
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from actors.plain_text import encode_continuations, encode_text
+from rayward.actors.plain_text import encode_continuations, encode_text
 from tests.tiny import tiny_tokenizer
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.chat import encode_conversation, encode_prompt
-from actors.models import load_scalar_model, load_tokenizer, save_model
-from actors.policy_session import PolicySession
-from actors.reward_model import RewardModel
-from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.types import Message, Prompt, Question
+from rayward.actors.chat import encode_conversation, encode_prompt
+from rayward.actors.models import load_scalar_model, load_tokenizer, save_model
+from rayward.actors.policy_session import PolicySession
+from rayward.actors.reward_model import RewardModel
+from rayward.cluster.config.ppo import PPOSettings, SamplingSettings
+from rayward.cluster.types import Message, Prompt, Question
 from tests.tiny import write_tiny_llama
 
 SAMPLING = SamplingSettings(max_response_tokens=8)
@@ -41,7 +41,7 @@ def session(ray_session: None, policy: str, safety: str) -> Iterator[PolicySessi
 @pytest.fixture(autouse=True)
 def chunks_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that seven questions are three chunks."""
-    monkeypatch.setattr("actors.policy_session._CHUNK", 3)
+    monkeypatch.setattr("rayward.actors.policy_session._CHUNK", 3)
 
 
 def prompts() -> list[Prompt]:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.ranking import auxiliary_safety_loss, margin_of, ranking_loss
+from rayward.actors.ranking import auxiliary_safety_loss, margin_of, ranking_loss
 
 SCORES = st.floats(-30, 30)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from actors.chat import encode_answered, encode_conversation
-from actors.reward_encoding import RewardEncoder, cut
-from cluster.types import Message, Prompt, Rollout
+from rayward.actors.chat import encode_answered, encode_conversation
+from rayward.actors.reward_encoding import RewardEncoder, cut
+from rayward.cluster.types import Message, Prompt, Rollout
 from tests.tiny import tiny_tokenizer, wordpiece_tokenizer
 
 TALK = (

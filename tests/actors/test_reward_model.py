@@ -23,12 +23,12 @@ from transformers import (
     RobertaConfig,
 )
 
-from actors.chat import encode_conversation
-from actors.models import load_scalar_model, load_tokenizer, save_model
-from actors.reward_model import RewardModel
-from cluster.config.roles import ReplicatedRewardRole
-from cluster.errors import InputError, UnscoredError
-from cluster.types import Message, Prompt, Rollout
+from rayward.actors.chat import encode_conversation
+from rayward.actors.models import load_scalar_model, load_tokenizer, save_model
+from rayward.actors.reward_model import RewardModel
+from rayward.cluster.config.roles import ReplicatedRewardRole
+from rayward.cluster.errors import InputError, UnscoredError
+from rayward.cluster.types import Message, Prompt, Rollout
 from tests.tiny import (
     JUDGE_TEMPLATE,
     wordpiece_tokenizer,

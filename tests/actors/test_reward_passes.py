@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.models import load_reward_model, sequence_scores
-from actors.reward_passes import RewardPasses
+from rayward.actors.models import load_reward_model, sequence_scores
+from rayward.actors.reward_passes import RewardPasses
 from tests.serving import write_models
 from tests.tiny import write_tiny_classifier
 

@@ -10,14 +10,14 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from actors.models import load_causal_lm
-from actors.rollout_worker import RolloutWorker, rollout_environment
-from actors.sharding import deal
-from actors.weight_sync import open_sync
-from cluster.config.ppo import SamplingSettings
-from cluster.config.roles import RolloutRole
-from cluster.errors import StaleEngineError
-from cluster.types import Message, Prompt, Rollout
+from rayward.actors.models import load_causal_lm
+from rayward.actors.rollout_worker import RolloutWorker, rollout_environment
+from rayward.actors.sharding import deal
+from rayward.actors.weight_sync import open_sync
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.roles import RolloutRole
+from rayward.cluster.errors import StaleEngineError
+from rayward.cluster.types import Message, Prompt, Rollout
 from tests.tiny import write_tiny_llama
 
 COUNT = 24

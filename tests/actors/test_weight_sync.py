@@ -7,8 +7,8 @@ import ray
 from torch import nn
 from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
-from actors.weight_sync import open_sync
-from cluster.config.roles import RolloutRole
+from rayward.actors.weight_sync import open_sync
+from rayward.cluster.config.roles import RolloutRole
 
 
 class Asked:

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.models import load_causal_lm
-from actors.zero import (
+from rayward.actors.models import load_causal_lm
+from rayward.actors.zero import (
     full_weights,
     gradient_norm,
     join_process_group,
     make_engine,
     recompute_activations,
 )
-from cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Precision
-from cluster.errors import InputError
+from rayward.cluster.config.roles import DeepSpeedSettings, OptimizerSettings, Precision
+from rayward.cluster.errors import InputError
 from tests import preloaded
 from tests.tiny import write_tiny, write_tiny_llama
 

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.artifacts import Artifact, finished_beside, link_file, link_tree, model_identity
+from rayward.cluster.artifacts import (
+    Artifact,
+    finished_beside,
+    link_file,
+    link_tree,
+    model_identity,
+)
 
 CODE = "sha256:00"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.atomic import new_file, read_bytes, resolve, write_bytes
+from rayward.cluster.atomic import new_file, read_bytes, resolve, write_bytes
 
 
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:

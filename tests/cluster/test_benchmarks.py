@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.benchmarks import (
+from rayward.cluster.benchmarks import (
     TOXIGEN,
     TRUTHFULQA,
     ToxigenPrompt,
@@ -20,7 +20,7 @@ from cluster.benchmarks import (
     write_toxigen,
     write_truthfulqa,
 )
-from cluster.errors import InputError
+from rayward.cluster.errors import InputError
 
 TEXT = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
 ANSWERS = st.lists(TEXT, min_size=1, max_size=4).map(tuple)

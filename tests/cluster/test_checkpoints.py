@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkpoints import CheckpointStore
+from rayward.cluster.checkpoints import CheckpointStore
 
 
 def write(store: CheckpointStore, *steps: int) -> None:

@@ -10,9 +10,9 @@ import pytest
 import typer
 from ray.exceptions import RayTaskError
 
-import cluster.cli
-from cluster.config.recipe import Recipe
-from cluster.errors import InputError, RunStopped
+import rayward.cluster.cli
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import InputError, RunStopped
 
 PROGRAM = Path(sys.executable).parent / "rayward"
 
@@ -25,10 +25,10 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(cluster.cli, "make_app", lambda: app)
+    monkeypatch.setattr(rayward.cluster.cli, "make_app", lambda: app)
     monkeypatch.setattr(sys, "argv", ["rayward"])
     with pytest.raises(SystemExit) as ended:
-        cluster.cli.main()
+        rayward.cluster.cli.main()
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
@@ -69,7 +69,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_room_that_announces_commands_has_them_here() -> None:
     rooms = entry_points(group="rayward.commands")
     assert "pipelines" in rooms.names
-    names = set(typer.main.get_command(cluster.cli.make_app()).commands)  # type: ignore[attr-defined]
+    names = set(typer.main.get_command(rayward.cluster.cli.make_app()).commands)  # type: ignore[attr-defined]
     assert {"config", "demo", "run", "import"} <= names
 
 
@@ -94,7 +94,7 @@ def test_a_wrong_command_ends_with_2(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["rayward", *arguments])
     with pytest.raises(SystemExit) as ended:
-        cluster.cli.main()
+        rayward.cluster.cli.main()
     assert ended.value.code == 2
     said = capsys.readouterr()
     assert "Usage: " in said.out + said.err

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from cluster.config.load import parse_recipe
-from cluster.config.recipe import Recipe
-from cluster.errors import InputError
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import InputError
 
 Document = dict[str, Any]
 

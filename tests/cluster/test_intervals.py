@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.intervals import Z_95, wilson
+from rayward.cluster.intervals import Z_95, wilson
 
 
 # (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with z^2 = 3.841459

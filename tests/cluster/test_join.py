@@ -16,7 +16,7 @@ JOIN = """
 import sys
 from pathlib import Path
 import ray
-from cluster.session import ray_session
+from rayward.cluster.session import ray_session
 with ray_session(sys.argv[1], 1.0, Path(sys.argv[2])):
     print("cpus", ray.cluster_resources()["CPU"])
 """

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.load import load_recipe, make_recipe, resolve_recipe
-from cluster.config.recipe import Recipe
-from cluster.config.shipped import find_recipe, shipped_recipes
-from cluster.errors import InputError
+from rayward.cluster.config.load import load_recipe, make_recipe, resolve_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.shipped import find_recipe, shipped_recipes
+from rayward.cluster.errors import InputError
 
 TINY = "name: tiny\ndata:\n  tiny_world: {}\nmodel:\n  make: {}\n"
 

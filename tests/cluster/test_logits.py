@@ -4,7 +4,7 @@ from math import log
 
 import pytest
 
-from cluster.logits import probability
+from rayward.cluster.logits import probability
 
 
 def test_a_logit_is_the_logarithm_of_the_odds() -> None:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cluster.metrics import MetricsWriter, read_metrics
-from cluster.trackers.interface import EndState, MetricRow
-from cluster.tracking import Trackers
+from rayward.cluster.metrics import MetricsWriter, read_metrics
+from rayward.cluster.trackers.interface import EndState, MetricRow
+from rayward.cluster.tracking import Trackers
 
 
 def events(directory: Path, tag: str) -> list[tuple[int, float]]:

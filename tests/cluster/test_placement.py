@@ -4,9 +4,9 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from cluster.config.roles import Resources
-from cluster.errors import InputError
-from cluster.placement import Placement, RoleRequest, missing_resources, total_cpus
+from rayward.cluster.config.roles import Resources
+from rayward.cluster.errors import InputError
+from rayward.cluster.placement import Placement, RoleRequest, missing_resources, total_cpus
 from tests.small_actors import Where
 
 

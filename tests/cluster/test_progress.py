@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cluster.progress import announce, stage_progress
+from rayward.cluster.progress import announce, stage_progress
 
 
 def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from cluster.artifacts import Artifact
-from cluster.config.load import parse_recipe
-from cluster.config.recipe import Recipe
-from cluster.errors import InputError
-from cluster.manifest import directory_digest, file_digest
-from cluster.run_directory import RunDirectory, has_run
+from rayward.cluster.artifacts import Artifact
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import InputError
+from rayward.cluster.manifest import directory_digest, file_digest
+from rayward.cluster.run_directory import RunDirectory, has_run
 
 
 def a_recipe(**settings: object) -> Recipe:
@@ -114,8 +114,8 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path;"
-        "from cluster.config.load import load_recipe;"
-        "from cluster.run_directory import RunDirectory;"
+        "from rayward.cluster.config.load import load_recipe;"
+        "from rayward.cluster.run_directory import RunDirectory;"
         "root = Path(sys.argv[1]);"
         "run = RunDirectory.resume(root, load_recipe(root / 'recipe.yaml'));"
         "print('locked', flush=True); sys.stdin.read()"

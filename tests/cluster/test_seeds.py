@@ -6,7 +6,7 @@ import sys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.seeds import stage_seed
+from rayward.cluster.seeds import stage_seed
 
 
 def test_the_values_stay_as_they_are() -> None:
@@ -27,7 +27,11 @@ def test_streams_differ_by_name_and_by_seed() -> None:
 def test_another_process_draws_the_same() -> None:
     """Python salts `hash()` of text anew in every process; a seed must not depend on it."""
     done = subprocess.run(
-        [sys.executable, "-c", "from cluster.seeds import stage_seed; print(stage_seed(5, 'ppo'))"],
+        [
+            sys.executable,
+            "-c",
+            "from rayward.cluster.seeds import stage_seed; print(stage_seed(5, 'ppo'))",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -10,8 +10,8 @@ import grpc
 import pytest
 import ray
 
-from cluster.errors import InputError
-from cluster.session import check_address, ray_session
+from rayward.cluster.errors import InputError
+from rayward.cluster.session import check_address, ray_session
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import atomic
-from cluster.atomic import join, new_directory, read_bytes, resolve, write_bytes
-from cluster.errors import InputError
-from cluster.tables import (
+from rayward.cluster import atomic
+from rayward.cluster.atomic import join, new_directory, read_bytes, resolve, write_bytes
+from rayward.cluster.errors import InputError
+from rayward.cluster.tables import (
     DEMONSTRATIONS,
     PREFERENCES,
     PROMPTS,
@@ -24,7 +24,7 @@ from cluster.tables import (
     write_preferences,
     write_prompts,
 )
-from cluster.types import (
+from rayward.cluster.types import (
     ATTACK_VECTORS,
     AXES,
     RATINGS,

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.load import make_recipe
-from cluster.config.recipe import Recipe
-from cluster.config.topology import TOPOLOGY, flat_settings, is_topology, moved_settings
-from cluster.errors import InputError
-from cluster.run_directory import RunDirectory
+from rayward.cluster.config.load import make_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.topology import TOPOLOGY, flat_settings, is_topology, moved_settings
+from rayward.cluster.errors import InputError
+from rayward.cluster.run_directory import RunDirectory
 
 
 def recipe(*changes: str) -> Recipe:

@@ -17,16 +17,16 @@ import wandb
 from mlflow import MlflowClient
 from wandb.proto.wandb_internal_pb2 import Record
 
-import pipelines.run_recipe
-from cluster.config.load import load_recipe, parse_recipe
-from cluster.config.recipe import Recipe
-from cluster.config.topology import is_topology
-from cluster.errors import InputError, RunStopped
-from cluster.metrics import MetricsWriter, read_metrics
-from cluster.run_directory import RunDirectory
-from cluster.trackers.interface import MetricRow
-from cluster.trackers.ray_gauges import RayGauges
-from cluster.tracking import Trackers, numbers_of, open_trackers
+import rayward.pipelines.run_recipe
+from rayward.cluster.config.load import load_recipe, parse_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.topology import is_topology
+from rayward.cluster.errors import InputError, RunStopped
+from rayward.cluster.metrics import MetricsWriter, read_metrics
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.trackers.interface import MetricRow
+from rayward.cluster.trackers.ray_gauges import RayGauges
+from rayward.cluster.tracking import Trackers, numbers_of, open_trackers
 
 # Found in a file or a message, it would be a secret told.
 SECRET = "5ec7e7" * 8
@@ -214,8 +214,8 @@ def test_wandb_has_one_run_of_a_run_that_was_resumed(
 PROMETHEUS = """
 import time, urllib.request
 import ray
-from cluster.trackers import ray_gauges
-from cluster.trackers.interface import MetricRow
+from rayward.cluster.trackers import ray_gauges
+from rayward.cluster.trackers.interface import MetricRow
 
 def seen():
     try:
@@ -411,7 +411,9 @@ def test_a_run_that_fails_is_a_failed_run_in_mlflow(tmp_path: Path) -> None:
         stages=["sft"],
     )
     with pytest.raises(InputError, match=r"model\.path"):
-        pipelines.run_recipe.run_recipe(recipe, tmp_path / "out", resume=False, address=None)
+        rayward.pipelines.run_recipe.run_recipe(
+            recipe, tmp_path / "out", resume=False, address=None
+        )
     client = MlflowClient(tracking_uri=str(tmp_path / "store"))
     (run,) = client.search_runs([client.get_experiment_by_name("rayward").experiment_id])
     assert run.info.status == "FAILED"

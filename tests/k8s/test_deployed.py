@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.config.overlays import merged
+from rayward.cluster.config.overlays import merged
 from tests.ray_nodes import RayNodes, why_no_namespaces
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import yaml
 
-from actors.roles import role_requests
-from pipelines.room import moments
+from rayward.actors.roles import role_requests
+from rayward.pipelines.room import moments
 from tests.manifests import (
     K8S,
     OVERLAYS,

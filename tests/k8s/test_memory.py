@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from cluster.config.roles import DeepSpeedSettings, LoRASettings
-from k8s.memory import Memory, kv_bytes, lora_parameters, scoring, trained
-from k8s.shapes import LLAMA_2
-from k8s.sizing import size
+from rayward.cluster.config.roles import DeepSpeedSettings, LoRASettings
+from rayward.k8s.memory import Memory, kv_bytes, lora_parameters, scoring, trained
+from rayward.k8s.shapes import LLAMA_2
+from rayward.k8s.sizing import size
 from tests.k8s.test_sizing import recipe, roles
 
 SEVEN = LLAMA_2["7B"]

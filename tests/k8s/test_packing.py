@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config.roles import Resources
-from cluster.errors import InputError
-from cluster.placement import Bundle, RoleRequest, make_bundles
-from k8s.machines import Machine, load_machines, uniform_machines
-from k8s.packing import place, plan_nodes
-from pipelines.room import Gang, Moment
+from rayward.cluster.config.roles import Resources
+from rayward.cluster.errors import InputError
+from rayward.cluster.placement import Bundle, RoleRequest, make_bundles
+from rayward.k8s.machines import Machine, load_machines, uniform_machines
+from rayward.k8s.packing import place, plan_nodes
+from rayward.pipelines.room import Gang, Moment
 
 ROLES = ("policy", "critic", "reference", "safety")
 

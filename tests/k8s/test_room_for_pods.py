@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from cluster.config.load import load_recipe
-from cluster.config.shipped import shipped_recipes
-from k8s.packing import plan_nodes
-from k8s.render import serving_moment
-from pipelines.room import Moment, moments
+from rayward.cluster.config.load import load_recipe
+from rayward.cluster.config.shipped import shipped_recipes
+from rayward.k8s.packing import plan_nodes
+from rayward.k8s.render import serving_moment
+from rayward.pipelines.room import Moment, moments
 from tests.manifests import (
     K8S,
     OVERLAYS,

@@ -10,13 +10,13 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers import LlamaForSequenceClassification as LlamaClassifier
 
-from cluster.cli import main
-from cluster.config.load import make_recipe
-from cluster.config.recipe import Recipe
-from cluster.errors import InputError
-from k8s.memory import kv_bytes
-from k8s.shapes import LLAMA_2, Shape, llama_parameters, read_shape
-from k8s.sizing import (
+from rayward.cluster.cli import main
+from rayward.cluster.config.load import make_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import InputError
+from rayward.k8s.memory import kv_bytes
+from rayward.k8s.shapes import LLAMA_2, Shape, llama_parameters, read_shape
+from rayward.k8s.sizing import (
     GIB,
     RoleSize,
     Size,
@@ -24,7 +24,7 @@ from k8s.sizing import (
     default_recipe,
     size,
 )
-from k8s.step_time import StepTime
+from rayward.k8s.step_time import StepTime
 
 SEVEN = LLAMA_2["7B"]
 SMALL = {"hidden": 64, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate": 160}
@@ -301,7 +301,7 @@ def test_a_recipe_a_model_and_an_overlay(
 def test_it_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from cluster.cli import main\n"
+        "from rayward.cluster.cli import main\n"
         "sys.argv = ['rayward', 'k8s', 'sizing', '--json']\n"
         "try:\n    main()\nexcept SystemExit as ended:\n    assert ended.code == 0\n"
         "print([one for one in ('torch', 'transformers', 'vllm') if one in sys.modules])\n"

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.load import load_recipe
-from cluster.config.recipe import Recipe
-from cluster.config.shipped import find_recipe, shipped_recipes
-from k8s.machines import load_machines
-from k8s.memory import BYTES
-from k8s.packing import place, plan_nodes
-from k8s.render import serving_moment
-from k8s.shapes import LLAMA_2
-from k8s.sizing import GIB, GPU_MEMORY_GIB, default_recipe, size
-from pipelines.room import Moment, moments
+from rayward.cluster.config.load import load_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.shipped import find_recipe, shipped_recipes
+from rayward.k8s.machines import load_machines
+from rayward.k8s.memory import BYTES
+from rayward.k8s.packing import place, plan_nodes
+from rayward.k8s.render import serving_moment
+from rayward.k8s.shapes import LLAMA_2
+from rayward.k8s.sizing import GIB, GPU_MEMORY_GIB, default_recipe, size
+from rayward.pipelines.room import Moment, moments
 from tests.manifests import (
     K8S,
     OVERLAYS,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config.ppo import KLEstimator
-from pipelines.advantages import (
+from rayward.cluster.config.ppo import KLEstimator
+from rayward.pipelines.advantages import (
     gae,
     grpo,
     kl_per_token,

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import InputError
-from cluster.types import ATTACK_VECTORS, AttackVector
-from pipelines.attack_templates import (
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import ATTACK_VECTORS, AttackVector
+from rayward.pipelines.attack_templates import (
     AttackTemplates,
     leet,
     load_attack_templates,
     replace_words,
     rot13,
 )
-from pipelines.tiny_world.language import ACTS, TOWNS
-from pipelines.tiny_world.prompts import ATTACK_FRAMES, Request, _compile, read_request
+from rayward.pipelines.tiny_world.language import ACTS, TOWNS
+from rayward.pipelines.tiny_world.prompts import ATTACK_FRAMES, Request, _compile, read_request
 
 HARMFUL = [(verb, name) for verb, act in ACTS.items() for name in act.objects]
 PLACES = ["", " at home", " at night", *(f" in {town}" for town in TOWNS)]

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from actors.chat import encode_prompt
-from actors.requests import attacker_requests
-from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.config.red_teaming import AttackerSettings
-from cluster.config.roles import Resources, RolloutRole
-from cluster.types import ATTACK_VECTORS, AttackVector, Message, Prompt, Question
-from pipelines.attack_templates import load_attack_templates
-from pipelines.attacker import open_attacker
+from rayward.actors.chat import encode_prompt
+from rayward.actors.requests import attacker_requests
+from rayward.cluster.config.ppo import PPOSettings, SamplingSettings
+from rayward.cluster.config.red_teaming import AttackerSettings
+from rayward.cluster.config.roles import Resources, RolloutRole
+from rayward.cluster.types import ATTACK_VECTORS, AttackVector, Message, Prompt, Question
+from rayward.pipelines.attack_templates import load_attack_templates
+from rayward.pipelines.attacker import open_attacker
 from tests.tiny import write_tiny_llama
 
 SAMPLING = SamplingSettings(max_prompt_tokens=120, max_response_tokens=6)

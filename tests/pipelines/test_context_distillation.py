@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from actors.policy_session import PolicySession
-from cluster.config.context_distillation import ContextDistillationSettings
-from cluster.config.ppo import SamplingSettings
-from cluster.errors import InputError
-from cluster.records.distilled import (
+from rayward.actors.policy_session import PolicySession
+from rayward.cluster.config.context_distillation import ContextDistillationSettings
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.records.distilled import (
     UNCATEGORISED,
     DistilledSample,
     Preprompt,
     read_distilled,
     write_distilled,
 )
-from cluster.types import RISK_CATEGORIES, Message, Prompt
-from pipelines.context_distillation import distil, fault
-from pipelines.preprompts import Preprompts, load_preprompts
+from rayward.cluster.types import RISK_CATEGORIES, Message, Prompt
+from rayward.pipelines.context_distillation import distil, fault
+from rayward.pipelines.preprompts import Preprompts, load_preprompts
 
 SAMPLING = SamplingSettings(max_prompt_tokens=440, max_response_tokens=40)
 SETTINGS = ContextDistillationSettings(sampling=SAMPLING, preprompts_per_prompt=3)

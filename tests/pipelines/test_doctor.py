@@ -18,12 +18,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from cluster.errors import InputError
-from pipelines import doctor_machine
-from pipelines.doctor import diagnose
-from pipelines.doctor_checks import CHECKS
-from pipelines.doctor_machine import CheckFailed, memory, package_faults
-from pipelines.doctor_process import Check, Place, Told, run_check
+from rayward.cluster.errors import InputError
+from rayward.pipelines import doctor_machine
+from rayward.pipelines.doctor import diagnose
+from rayward.pipelines.doctor_checks import CHECKS
+from rayward.pipelines.doctor_machine import CheckFailed, memory, package_faults
+from rayward.pipelines.doctor_process import Check, Place, Told, run_check
 
 PROGRAM = Path(sys.executable).with_name("rayward")
 NAMES = [check.name for check in CHECKS]
@@ -264,7 +264,7 @@ def test_the_table_is_for_people(tmp_path: Path) -> None:
     assert progress.startswith("doctor: checking Memory, Disk\n")
     # It has to start where torch is broken, and Ray.
     code = (
-        "import sys; from cluster.cli import make_app; make_app(); import pipelines.doctor\n"
+        "import sys; from rayward.cluster.cli import make_app; make_app(); import rayward.pipelines.doctor\n"
         "print({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -392,7 +392,7 @@ def test_a_hang_that_hears_nothing_ends_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one in compiled code, to which no signal comes through."""
-    monkeypatch.setattr("pipelines.doctor_process._GRACE_S", 1.0)
+    monkeypatch.setattr("rayward.pipelines.doctor_process._GRACE_S", 1.0)
     deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGTERM})"
     check = hanging(tmp_path, monkeypatch, deaf)
     told = asyncio.run(run_check(check, Place(tmp_path, None)))
@@ -408,7 +408,7 @@ def test_an_interrupted_doctor_leaves_nothing_running(
         "import asyncio, signal; from pathlib import Path\n"
         # Who starts the tests in the background may have them ignore it.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from pipelines.doctor_process import Check, Place, run_check\n"
+        "from rayward.pipelines.doctor_process import Check, Place, run_check\n"
         "check = Check('hanging', 'Hanging', 'hanging:check', 200, 'none')\n"
         "asyncio.run(run_check(check, Place(Path.cwd(), None)))\n"
     )

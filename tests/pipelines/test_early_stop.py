@@ -2,8 +2,8 @@
 
 from dataclasses import asdict
 
-from cluster.config.ppo import EarlyStopSettings
-from pipelines.early_stop import EarlyStop
+from rayward.cluster.config.ppo import EarlyStopSettings
+from rayward.pipelines.early_stop import EarlyStop
 
 
 def test_it_stops_after_so_many_measurements_without_a_new_best() -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.mixes import make_mix
-from cluster.config.ppo import PPOSettings
-from cluster.errors import StaleEngineError
-from cluster.types import FinishReason, Message, Prompt, Rollout, Scores
-from pipelines.experience import ExperienceBatch, explained_variance, make_experience
+from rayward.actors.mixes import make_mix
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.errors import StaleEngineError
+from rayward.cluster.types import FinishReason, Message, Prompt, Rollout, Scores
+from rayward.pipelines.experience import ExperienceBatch, explained_variance, make_experience
 
 
 def f32(*values: float) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 import pytest
 
-from cluster.config.gates import GateSettings
-from cluster.records.gates import GateReport
-from cluster.records.rates import ORACLE
-from cluster.records.samples import Sample
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
-from pipelines.gates import change, check_policy, is_adversarial, is_violation, pair_up
-from pipelines.judgements import evaluate_judgements
+from rayward.cluster.config.gates import GateSettings
+from rayward.cluster.records.gates import GateReport
+from rayward.cluster.records.rates import ORACLE
+from rayward.cluster.records.samples import Sample
+from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
+from rayward.pipelines.gates import change, check_policy, is_adversarial, is_violation, pair_up
+from rayward.pipelines.judgements import evaluate_judgements
 
 
 def a_sample(number: int, kind: str, verdict: str | None, helpfulness: float = 0.0) -> Sample:

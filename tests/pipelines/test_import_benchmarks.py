@@ -13,20 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import pipelines.import_merge
-from cluster.benchmarks import (
+import rayward.pipelines.import_merge
+from rayward.cluster.benchmarks import (
     ToxigenPrompt,
     TruthfulQuestion,
     read_toxigen,
     read_truthfulqa,
 )
-from cluster.errors import InputError
-from cluster.tables import BenchmarkName, DataDirectory, write_prompts
-from cluster.types import Message, Prompt
-from pipelines.import_benchmarks import BenchmarkReport, import_benchmark
-from pipelines.import_data import app, import_data
-from pipelines.import_rows import RowSkipped
-from pipelines.truthfulqa_rows import read_truthfulqa_csv
+from rayward.cluster.errors import InputError
+from rayward.cluster.tables import BenchmarkName, DataDirectory, write_prompts
+from rayward.cluster.types import Message, Prompt
+from rayward.pipelines.import_benchmarks import BenchmarkReport, import_benchmark
+from rayward.pipelines.import_data import app, import_data
+from rayward.pipelines.import_rows import RowSkipped
+from rayward.pipelines.truthfulqa_rows import read_truthfulqa_csv
 
 REAL_DATA = Path(os.environ.get("RAYWARD_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -362,7 +362,7 @@ def test_a_benchmark_does_not_complete_what_another_import_left(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.import_merge, table, dies)
+        patch.setattr(rayward.pipelines.import_merge, table, dies)
         with pytest.raises(KeyboardInterrupt):
             import_data("jsonl", pairs, out, axis="safety")
     for name, source in sources(tmp_path).items():

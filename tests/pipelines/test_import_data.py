@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-import pipelines.import_merge
-from cluster.errors import InputError
-from cluster.tables import (
+import rayward.pipelines.import_merge
+from rayward.cluster.errors import InputError
+from rayward.cluster.tables import (
     DataDirectory,
     read_demonstrations,
     read_preferences,
@@ -24,9 +24,9 @@ from cluster.tables import (
     write_preferences,
     write_prompts,
 )
-from cluster.types import Message, Prompt
-from pipelines.import_data import ImportReport, app, import_data
-from pipelines.import_rows import split_share
+from rayward.cluster.types import Message, Prompt
+from rayward.pipelines.import_data import ImportReport, app, import_data
+from rayward.pipelines.import_rows import split_share
 
 REAL_DATA = Path(os.environ.get("RAYWARD_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -588,7 +588,7 @@ def test_an_import_that_dies_is_seen_and_can_be_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.import_merge, "write_preferences", dies)
+        patch.setattr(rayward.pipelines.import_merge, "write_preferences", dies)
         with pytest.raises(KeyboardInterrupt):
             import_data("hh-rlhf", helpfulness, out, axis="helpfulness")
     directory = DataDirectory(out)

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.records.rates import ORACLE, StageEvaluation
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
-from pipelines.judgements import evaluate_judgements
-from pipelines.tiny_world.oracle import Verdict
+from rayward.cluster.records.rates import ORACLE, StageEvaluation
+from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
+from rayward.pipelines.judgements import evaluate_judgements
+from rayward.pipelines.tiny_world.oracle import Verdict
 
 
 def a_prompt(kind: str, category: int | None = 0, vector: int | None = 0) -> Prompt:

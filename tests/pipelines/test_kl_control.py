@@ -2,8 +2,8 @@
 
 import pytest
 
-from cluster.config.ppo import AdaptiveKLSettings, KLSettings
-from pipelines.kl_control import KLController
+from rayward.cluster.config.ppo import AdaptiveKLSettings, KLSettings
+from rayward.pipelines.kl_control import KLController
 
 
 def controller(target: float = 6.0, horizon: int = 1000) -> KLController:

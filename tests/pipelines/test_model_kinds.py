@@ -30,25 +30,25 @@ from transformers import (
     AutoTokenizer,
 )
 
-import pipelines.reward_training
-import pipelines.sft
-from actors.forward import response_logprobs
-from actors.models import load_causal_lm, load_tokenizer
-from cluster.config.load import parse_recipe
-from cluster.config.ppo import SamplingSettings
-from cluster.config.recipe import Recipe
-from cluster.config.roles import RolloutRole
-from cluster.config.supervised import SupervisedSettings
-from cluster.metrics import MetricsWriter, read_metrics
-from cluster.records.plan import make_plan
-from cluster.records.samples import read_samples
-from cluster.run_directory import RunDirectory
-from cluster.types import AXES, Message, Prompt
-from pipelines.context import RunContext, open_context
-from pipelines.run_data import load_data
-from pipelines.stage_supervised import run_rewards, run_sft
-from pipelines.supervised import FitResult
-from pipelines.supervised_loop import Job, StepReport, SupervisedTask, run_rank
+import rayward.pipelines.reward_training
+import rayward.pipelines.sft
+from rayward.actors.forward import response_logprobs
+from rayward.actors.models import load_causal_lm, load_tokenizer
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.roles import RolloutRole
+from rayward.cluster.config.supervised import SupervisedSettings
+from rayward.cluster.metrics import MetricsWriter, read_metrics
+from rayward.cluster.records.plan import make_plan
+from rayward.cluster.records.samples import read_samples
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.types import AXES, Message, Prompt
+from rayward.pipelines.context import RunContext, open_context
+from rayward.pipelines.run_data import load_data
+from rayward.pipelines.stage_supervised import run_rewards, run_sft
+from rayward.pipelines.supervised import FitResult
+from rayward.pipelines.supervised_loop import Job, StepReport, SupervisedTask, run_rank
 from tests import preloaded
 from tests.tiny import write_tiny, write_tiny_classifier
 
@@ -148,7 +148,7 @@ def fit_here(
     storage: Path,
     on_progress: Callable[[StepReport], None],
 ) -> FitResult:
-    """`pipelines.supervised.fit` in this process: Ray Train takes its time to start."""
+    """`rayward.pipelines.supervised.fit` in this process: Ray Train takes its time to start."""
     reports = Mock(put=lambda report: on_progress(StepReport(**report)))
     output.parent.mkdir(exist_ok=True)
     result = run_rank(Job(task, settings, output, seed, reports), rank=0, ranks=1)
@@ -176,7 +176,7 @@ def opened(run: RunDirectory) -> Iterator[RunContext]:
 
 def read_with_vllm(model: Path) -> tuple[int, float]:
     """How many tokens vLLM sampled, and how far their logprobs are from transformers' at most."""
-    from actors.rollout_worker import RolloutWorker
+    from rayward.actors.rollout_worker import RolloutWorker
 
     rows = [[5, 6, 7, 8], [9] * 30, list(range(40, 60))]
     prompt = Prompt("p", (Message("user", "x"),), None, None, False, False, "test")
@@ -202,7 +202,7 @@ def help_out(roots: dict[str, Path], store: Path, answers: Path) -> None:
     """In a process of its own: what comes before PPO of several runs, and what comes after."""
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     dist.init_process_group("gloo", store=dist.FileStore(str(store), 1), rank=0, world_size=1)
-    pipelines.sft.fit = pipelines.reward_training.fit = fit_here
+    rayward.pipelines.sft.fit = rayward.pipelines.reward_training.fit = fit_here
     runs = {name: RunDirectory(root) for name, root in roots.items()}
     for name in ORDER:
         if not TABLE[name].on_ray_train:
@@ -227,8 +227,8 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    from actors.rollout_worker import rollout_environment
-    from pipelines.stage_ppo import run_ppo
+    from rayward.actors.rollout_worker import rollout_environment
+    from rayward.pipelines.stage_ppo import run_ppo
 
     folder = tmp_path_factory.mktemp("kinds")
     runs: dict[str, RunDirectory] = {}

@@ -5,8 +5,8 @@ from math import exp
 
 import pytest
 
-from cluster.benchmarks import TruthfulQuestion
-from pipelines.multiple_choice import (
+from rayward.cluster.benchmarks import TruthfulQuestion
+from rayward.pipelines.multiple_choice import (
     ChoiceScore,
     EncodedChoices,
     encode_choices,

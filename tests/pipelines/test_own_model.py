@@ -14,13 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from actors.models import load_scalar_model, load_tokenizer, save_model
-from cluster.benchmarks import TruthfulQuestion, write_truthfulqa
-from cluster.records.distilled import read_distilled
-from cluster.run_directory import RunDirectory
-from cluster.tables import DataDirectory, write_demonstrations, write_prompts
-from cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Demonstration, Message, Prompt
-from pipelines.tiny_world.answers import HARMFUL_STEPS
+from rayward.actors.models import load_scalar_model, load_tokenizer, save_model
+from rayward.cluster.benchmarks import TruthfulQuestion, write_truthfulqa
+from rayward.cluster.records.distilled import read_distilled
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.tables import DataDirectory, write_demonstrations, write_prompts
+from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Demonstration, Message, Prompt
+from rayward.pipelines.tiny_world.answers import HARMFUL_STEPS
 from tests import preloaded
 from tests.tiny import write_constant_llama, write_tiny
 

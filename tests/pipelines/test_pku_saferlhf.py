@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import InputError
-from cluster.tables import (
+from rayward.cluster.errors import InputError
+from rayward.cluster.tables import (
     DataDirectory,
     read_demonstrations,
     read_preferences,
     read_prompts,
 )
-from cluster.types import RISK_CATEGORIES
-from pipelines.import_data import ImportFormat, ImportReport, import_data
-from pipelines.import_rows import CHOSEN_UNSAFE, RowSkipped
-from pipelines.pku_saferlhf import (
+from rayward.cluster.types import RISK_CATEGORIES
+from rayward.pipelines.import_data import ImportFormat, ImportReport, import_data
+from rayward.pipelines.import_rows import CHOSEN_UNSAFE, RowSkipped
+from rayward.pipelines.pku_saferlhf import (
     BEAVERTAILS_CATEGORIES,
     PKU_CATEGORIES,
     beavertails_row,

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from cluster.config.load import parse_recipe
-from cluster.config.recipe import Recipe
-from cluster.records.plan import START, make_plan, measured_policies, parent_of, yardsticks
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.records.plan import START, make_plan, measured_policies, parent_of, yardsticks
 
 WHOLE = [
     "sft",

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actors.models import load_scalar_model, load_tokenizer, save_model
-from cluster.config.load import parse_recipe
-from cluster.config.recipe import Recipe
-from cluster.errors import RunStopped
-from cluster.metrics import MetricsWriter, read_metrics
-from cluster.records.plan import make_plan
-from cluster.records.samples import read_samples
-from cluster.run_directory import RunDirectory
-from pipelines.context import open_context
-from pipelines.run_data import load_data
-from pipelines.stage_ppo import run_ppo
+from rayward.actors.models import load_scalar_model, load_tokenizer, save_model
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import RunStopped
+from rayward.cluster.metrics import MetricsWriter, read_metrics
+from rayward.cluster.records.plan import make_plan
+from rayward.cluster.records.samples import read_samples
+from rayward.cluster.run_directory import RunDirectory
+from rayward.pipelines.context import open_context
+from rayward.pipelines.run_data import load_data
+from rayward.pipelines.stage_ppo import run_ppo
 from tests.tiny import write_tiny_llama
 
 STEPS = 4

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.errors import InputError
-from cluster.types import RISK_CATEGORIES, Message, Prompt, RiskCategory
-from pipelines.preprompts import Preprompts, load_preprompts, with_preprompt
-from pipelines.tiny_world.prompts import SAFETY_PREPROMPTS
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import RISK_CATEGORIES, Message, Prompt, RiskCategory
+from rayward.pipelines.preprompts import Preprompts, load_preprompts, with_preprompt
+from rayward.pipelines.tiny_world.prompts import SAFETY_PREPROMPTS
 
 FILE = """
 generic: [be good, be kind and wise, be good]

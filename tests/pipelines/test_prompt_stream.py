@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import InputError
-from cluster.types import Message, Prompt
-from pipelines.prompt_stream import EncodedPrompt, PromptStream
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import Message, Prompt
+from rayward.pipelines.prompt_stream import EncodedPrompt, PromptStream
 
 
 def encoded(count: int) -> list[EncodedPrompt]:

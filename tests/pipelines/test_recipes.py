@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.recipes
-from cluster.config.load import load_recipe
-from pipelines.room import required_cpus
+import rayward.pipelines.recipes
+from rayward.cluster.config.load import load_recipe
+from rayward.pipelines.room import required_cpus
 
-FOLDER = Path(pipelines.recipes.__file__).parent
+FOLDER = Path(rayward.pipelines.recipes.__file__).parent
 RECIPES = sorted(path for path in FOLDER.iterdir() if path.suffix in {".yaml", ".yml"})
 
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.policy_session import PolicySession
-from cluster.config.ppo import PPOSettings, SamplingSettings
-from cluster.config.red_teaming import RedTeamingSettings
-from cluster.intervals import wilson
-from cluster.records.attempts import Attempt, read_attempts, write_attempts
-from cluster.types import Message, Prompt, RiskCategory
-from pipelines.attack_templates import AttackTemplates, load_attack_templates
-from pipelines.attacker import Attacker
-from pipelines.import_rows import make_prompt
-from pipelines.red_teaming import RedTeamingResult, _key, red_team
+from rayward.actors.policy_session import PolicySession
+from rayward.cluster.config.ppo import PPOSettings, SamplingSettings
+from rayward.cluster.config.red_teaming import RedTeamingSettings
+from rayward.cluster.intervals import wilson
+from rayward.cluster.records.attempts import Attempt, read_attempts, write_attempts
+from rayward.cluster.types import Message, Prompt, RiskCategory
+from rayward.pipelines.attack_templates import AttackTemplates, load_attack_templates
+from rayward.pipelines.attacker import Attacker
+from rayward.pipelines.import_rows import make_prompt
+from rayward.pipelines.red_teaming import RedTeamingResult, _key, red_team
 from tests.tiny import write_tiny_classifier, write_tiny_llama
 
 TEMPLATES = """

@@ -9,22 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from actors.mixes import make_mix
-from actors.policy_session import PolicySession
-from cluster.config.mixes import WeightedSumMixSettings
-from cluster.config.ppo import SamplingSettings
-from cluster.config.rejection_sampling import RejectionSamplingSettings, TemperatureSearchSettings
-from cluster.errors import InputError
-from cluster.records.best_samples import (
+from rayward.actors.mixes import make_mix
+from rayward.actors.policy_session import PolicySession
+from rayward.cluster.config.mixes import WeightedSumMixSettings
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.rejection_sampling import (
+    RejectionSamplingSettings,
+    TemperatureSearchSettings,
+)
+from rayward.cluster.errors import InputError
+from rayward.cluster.records.best_samples import (
     BestSample,
     find_best,
     read_best,
     unique_demonstrations,
     write_best,
 )
-from cluster.types import AXES, Message, Prompt
-from pipelines.prompt_stream import EncodedPrompt, encode_prompts
-from pipelines.rejection_sampling import (
+from rayward.cluster.types import AXES, Message, Prompt
+from rayward.pipelines.prompt_stream import EncodedPrompt, encode_prompts
+from rayward.pipelines.rejection_sampling import (
     best_of_k,
     keep_earlier,
     reward_curve,

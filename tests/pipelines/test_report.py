@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.config.load import parse_recipe
-from cluster.metrics import MetricsWriter
-from cluster.records.plan import PREVIOUS, START
-from cluster.records.rates import StageEvaluation
-from cluster.records.samples import write_samples
-from cluster.run_directory import RunDirectory
-from pipelines.report import write_report
-from pipelines.report_words import percent
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.metrics import MetricsWriter
+from rayward.cluster.records.plan import PREVIOUS, START
+from rayward.cluster.records.rates import StageEvaluation
+from rayward.cluster.records.samples import write_samples
+from rayward.cluster.run_directory import RunDirectory
+from rayward.pipelines.report import write_report
+from rayward.pipelines.report_words import percent
 from tests.report_run import PPO_METRICS, RECIPE, STAGES, a_sample, answers, make_run, measure
 from tests.report_stages import HOSTILE, a_prompt
 

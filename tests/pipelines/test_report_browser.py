@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from pipelines.report import write_report
+from rayward.pipelines.report import write_report
 from tests.browser import Browser, chromium
 from tests.report_run import make_run
 

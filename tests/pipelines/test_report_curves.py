@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from cluster.config.ppo import PPOSettings
-from pipelines.report_charts import line_chart
-from pipelines.report_curves import ppo_curves, step_time
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.pipelines.report_charts import line_chart
+from rayward.pipelines.report_curves import ppo_curves, step_time
 from tests.report_run import COMMON, CRITIC, MEASURED, PPO_METRICS
 
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from cluster.config.load import parse_recipe
-from cluster.records.rates import Cell, MeanScore, Rate
-from cluster.run_directory import RunDirectory
-from pipelines.reference_rows import REFERENCE_ROWS
-from pipelines.report import write_report
-from pipelines.report_benchmarks import benchmarks_report
-from pipelines.report_method import (
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.records.rates import Cell, MeanScore, Rate
+from rayward.cluster.run_directory import RunDirectory
+from rayward.pipelines.reference_rows import REFERENCE_ROWS
+from rayward.pipelines.report import write_report
+from rayward.pipelines.report_benchmarks import benchmarks_report
+from rayward.pipelines.report_method import (
     context_distillation_report,
     red_teaming_report,
     rejection_sampling_report,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.records.rates import mean_score, rate
-from pipelines.report_labels import Box, PlacedLabel, place_labels
-from pipelines.report_plots import (
+from rayward.cluster.records.rates import mean_score, rate
+from rayward.pipelines.report_labels import Box, PlacedLabel, place_labels
+from rayward.pipelines.report_plots import (
     PlanePoint,
     Share,
     plane_chart,

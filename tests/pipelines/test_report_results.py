@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.load import parse_recipe
-from cluster.records.rates import ORACLE, Rate
-from cluster.records.samples import Sample
-from cluster.records.summary import stage_evaluations
-from cluster.run_directory import RunDirectory
-from pipelines.judgements import evaluate_judgements
-from pipelines.report_gates import gates_report
-from pipelines.report_results import (
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.records.rates import ORACLE, Rate
+from rayward.cluster.records.samples import Sample
+from rayward.cluster.records.summary import stage_evaluations
+from rayward.cluster.run_directory import RunDirectory
+from rayward.pipelines.judgements import evaluate_judgements
+from rayward.pipelines.report_gates import gates_report
+from rayward.pipelines.report_results import (
     Change,
     ResultRow,
     measured_parents,

@@ -1,6 +1,6 @@
 """Scores before and after."""
 
-from pipelines.report_scores import score_distributions
+from rayward.pipelines.report_scores import score_distributions
 from tests.report_run import a_sample
 from tests.report_stages import a_prompt
 

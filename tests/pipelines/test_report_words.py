@@ -1,9 +1,9 @@
 """The report's words and numbers."""
 
-from cluster.config.ppo import PPOSettings
-from cluster.records.rates import StageEvaluation
-from pipelines.judgements import evaluate_judgements
-from pipelines.report_words import (
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.records.rates import StageEvaluation
+from rayward.pipelines.judgements import evaluate_judgements
+from rayward.pipelines.report_words import (
     after,
     headline,
     kind_of_run,

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.records.rates import Rate
-from cluster.records.reward_models import RewardModelEvaluation
-from cluster.types import Message, PreferencePair, Prompt, Rating
-from pipelines.reward_accuracy import evaluate_reward_model
+from rayward.cluster.records.rates import Rate
+from rayward.cluster.records.reward_models import RewardModelEvaluation
+from rayward.cluster.types import Message, PreferencePair, Prompt, Rating
+from rayward.pipelines.reward_accuracy import evaluate_reward_model
 
 
 def a_pair(

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.types import Message, PreferencePair, Prompt
-from pipelines.reward_metrics import calibrate_safety
+from rayward.cluster.types import Message, PreferencePair, Prompt
+from rayward.pipelines.reward_metrics import calibrate_safety
 
 PROMPT = Prompt("p", (Message("user", "q"),), None, None, False, False, "test")
 

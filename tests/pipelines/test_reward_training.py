@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from actors.models import load_scalar_model, load_tokenizer
-from cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings
-from cluster.errors import InputError
-from cluster.types import Axis, Message, PreferencePair, Prompt, Rating
-from pipelines.reward_training import RewardTask, mix_pairs
+from rayward.actors.models import load_scalar_model, load_tokenizer
+from rayward.cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import Axis, Message, PreferencePair, Prompt, Rating
+from rayward.pipelines.reward_training import RewardTask, mix_pairs
 from tests.tiny import write_tiny_llama
 
 SAFETY, HELPFULNESS = SafetyRewardSettings(), RewardTrainingSettings()

@@ -7,11 +7,11 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError
 
-from actors.roles import FrozenScoring
-from cluster.config.ppo import PPOSettings
-from cluster.types import Message, Prompt, Rollout
-from pipelines.prompt_stream import EncodedPrompt, PromptStream
-from pipelines.rollout_queue import RolloutQueue
+from rayward.actors.roles import FrozenScoring
+from rayward.cluster.config.ppo import PPOSettings
+from rayward.cluster.types import Message, Prompt, Rollout
+from rayward.pipelines.prompt_stream import EncodedPrompt, PromptStream
+from rayward.pipelines.rollout_queue import RolloutQueue
 from tests.small_actors import Sampler, learn
 
 PROMPTS = [

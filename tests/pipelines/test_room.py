@@ -2,13 +2,13 @@
 
 import pytest
 
-from cluster.config.load import load_recipe, make_recipe
-from cluster.config.recipe import Recipe
-from cluster.config.roles import DeepSpeedSettings, Resources
-from cluster.config.shipped import shipped_recipes
-from cluster.config.supervised import SFTSettings
-from pipelines.room import Moment, moments, required_cpus
-from pipelines.supervised import _scaling
+from rayward.cluster.config.load import load_recipe, make_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.roles import DeepSpeedSettings, Resources
+from rayward.cluster.config.shipped import shipped_recipes
+from rayward.cluster.config.supervised import SFTSettings
+from rayward.pipelines.room import Moment, moments, required_cpus
+from rayward.pipelines.supervised import _scaling
 
 
 def recipe(*changes: str) -> Recipe:

@@ -17,20 +17,20 @@ import ray
 import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-import pipelines.run_recipe
-from cluster.cli import main
-from cluster.config.load import load_recipe
-from cluster.config.recipe import Recipe
-from cluster.run_directory import RunDirectory
-from cluster.tables import (
+import rayward.pipelines.run_recipe
+from rayward.cluster.cli import main
+from rayward.cluster.config.load import load_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.tables import (
     PROMPTS,
     DataDirectory,
     write_demonstrations,
     write_preferences,
     write_prompts,
 )
-from cluster.types import AXES, Demonstration, Message, PreferencePair, Prompt
-from pipelines.run_data import load_data
+from rayward.cluster.types import AXES, Demonstration, Message, PreferencePair, Prompt
+from rayward.pipelines.run_data import load_data
 from tests.tiny import (
     JUDGE_TEMPLATE,
     tiny_config,
@@ -599,7 +599,7 @@ def test_a_second_interrupt_says_how_to_go_on(
     def run_recipe(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipelines.run_recipe, "run_recipe", run_recipe)
+    monkeypatch.setattr(rayward.pipelines.run_recipe, "run_recipe", run_recipe)
     monkeypatch.setattr(sys, "argv", ["rayward", "run", str(recipe)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -617,7 +617,7 @@ def test_the_summary_is_all_that_is_printed(
         asked.append(arguments)
         return {"a": 1.5}
 
-    monkeypatch.setattr(pipelines.run_recipe, "run_recipe", run_recipe)
+    monkeypatch.setattr(rayward.pipelines.run_recipe, "run_recipe", run_recipe)
     monkeypatch.setattr(sys, "argv", ["rayward", "run", str(recipe), "--set", "seed=4"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -659,7 +659,7 @@ def test_the_program_itself_says_one_line_without_loading_torch(tmp_path: Path) 
     assert len(lines) == 1
     assert lines[0].startswith("rayward: recipe: got 'none.yaml', expected ")
     names = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "cluster.cli" in names
+    assert "rayward.cluster.cli" in names
     assert not {"torch", "vllm", "transformers", "deepspeed"} & names
 
 
@@ -724,7 +724,7 @@ def test_auto_resume_begins_a_run_or_goes_on_with_it(
         (RunDirectory.resume if resume else RunDirectory.create)(out, given).close()
         return {}
 
-    monkeypatch.setattr(pipelines.run_recipe, "run_recipe", run_recipe)
+    monkeypatch.setattr(rayward.pipelines.run_recipe, "run_recipe", run_recipe)
     run = ["run", str(recipe), "--out", "out", "--auto-resume"]
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["rayward", *run])

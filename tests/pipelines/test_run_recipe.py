@@ -11,15 +11,15 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from cluster.metrics import read_metrics
-from cluster.records.attempts import read_attempts
-from cluster.records.best_samples import read_best
-from cluster.records.distilled import read_distilled
-from cluster.records.plan import evaluation_of, measured_policies
-from cluster.records.rejection_sampling import RewardCurve
-from cluster.records.samples import read_samples
-from cluster.run_directory import RunDirectory
-from cluster.tables import DataDirectory, read_prompts
+from rayward.cluster.metrics import read_metrics
+from rayward.cluster.records.attempts import read_attempts
+from rayward.cluster.records.best_samples import read_best
+from rayward.cluster.records.distilled import read_distilled
+from rayward.cluster.records.plan import evaluation_of, measured_policies
+from rayward.cluster.records.rejection_sampling import RewardCurve
+from rayward.cluster.records.samples import read_samples
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.tables import DataDirectory, read_prompts
 from tests import preloaded
 
 POLICIES = ["sft", "safety_sft", "rejection_sampling", "ppo", "context_distillation"]

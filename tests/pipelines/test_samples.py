@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.records.samples import Sample, read_samples, write_samples
-from cluster.types import Message, Prompt
-from pipelines.tiny_world.oracle import Verdict
+from rayward.cluster.records.samples import Sample, read_samples, write_samples
+from rayward.cluster.types import Message, Prompt
+from rayward.pipelines.tiny_world.oracle import Verdict
 
 SCORES = st.none() | st.floats(-100, 100, width=32)
 SAMPLES = st.builds(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.artifacts import Artifact
-from cluster.metrics import MetricsWriter, read_metrics
-from cluster.run_directory import RunDirectory
-from pipelines.adopt import adopt
-from pipelines.context import RunContext, open_context
-from pipelines.run_data import load_data
-from pipelines.stage_evaluation import due, is_done
+from rayward.cluster.artifacts import Artifact
+from rayward.cluster.metrics import MetricsWriter, read_metrics
+from rayward.cluster.run_directory import RunDirectory
+from rayward.pipelines.adopt import adopt
+from rayward.pipelines.context import RunContext, open_context
+from rayward.pipelines.run_data import load_data
+from rayward.pipelines.stage_evaluation import due, is_done
 from tests.pipelines.test_plan import a_recipe
 
 SIZES = {"demonstrations": 42, "train_prompts": 4, "safety_pairs": 2, "helpfulness_pairs": 2}

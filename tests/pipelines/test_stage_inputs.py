@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from cluster.config.load import load_recipe, parse_recipe
-from cluster.config.recipe import Recipe
-from pipelines.stage_inputs import name_artifacts
+from rayward.cluster.config.load import load_recipe, parse_recipe
+from rayward.cluster.config.recipe import Recipe
+from rayward.pipelines.stage_inputs import name_artifacts
 from tests.pipelines.test_plan import WHOLE
 
 DIGESTS = {

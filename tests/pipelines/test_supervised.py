@@ -15,19 +15,24 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.models import load_causal_lm, load_tokenizer, weights_digest
-from cluster.config.roles import DeepSpeedSettings, LoRASettings, OptimizerSettings, Resources
-from cluster.config.supervised import (
+from rayward.actors.models import load_causal_lm, load_tokenizer, weights_digest
+from rayward.cluster.config.roles import (
+    DeepSpeedSettings,
+    LoRASettings,
+    OptimizerSettings,
+    Resources,
+)
+from rayward.cluster.config.supervised import (
     SafetyRewardSettings,
     ScheduleSettings,
     SFTSettings,
     SupervisedSettings,
 )
-from cluster.errors import InputError
-from cluster.types import Demonstration, Message, PreferencePair, Prompt
-from pipelines.reward_training import RewardTrainingResult, train_reward_model
-from pipelines.sft import SFTResult, SFTTask, train_sft
-from pipelines.supervised_loop import (
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import Demonstration, Message, PreferencePair, Prompt
+from rayward.pipelines.reward_training import RewardTrainingResult, train_reward_model
+from rayward.pipelines.sft import SFTResult, SFTTask, train_sft
+from rayward.pipelines.supervised_loop import (
     Job,
     LoopResult,
     StepReport,

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from actors.models import save_model
-from cluster.config.tiny_world import LlamaShape, TinyWorldSizes
-from cluster.errors import InputError
-from cluster.types import AXES, RISK_CATEGORIES, Prompt
-from pipelines.model_making import make_llama, make_tokenizer
-from pipelines.tiny_world import SAFETY_PREPROMPTS, Oracle, TinyWorld, Verdict, generate
-from pipelines.tiny_world.answers import (
+from rayward.actors.models import save_model
+from rayward.cluster.config.tiny_world import LlamaShape, TinyWorldSizes
+from rayward.cluster.errors import InputError
+from rayward.cluster.types import AXES, RISK_CATEGORIES, Prompt
+from rayward.pipelines.model_making import make_llama, make_tokenizer
+from rayward.pipelines.tiny_world import SAFETY_PREPROMPTS, Oracle, TinyWorld, Verdict, generate
+from rayward.pipelines.tiny_world.answers import (
     BLUNT_REFUSALS,
     GOOD_REFUSALS,
     HARMFUL_STEPS,
@@ -26,8 +26,8 @@ from pipelines.tiny_world.answers import (
     refuse_bluntly,
     refuse_well,
 )
-from pipelines.tiny_world.data import CELLS, split_exactly
-from pipelines.tiny_world.language import (
+from rayward.pipelines.tiny_world.data import CELLS, split_exactly
+from rayward.pipelines.tiny_world.language import (
     ACTS,
     BENIGN_OBJECTS,
     BENIGN_STEPS,
@@ -37,7 +37,7 @@ from pipelines.tiny_world.language import (
     NAMES,
     TOWNS,
 )
-from pipelines.tiny_world.prompts import (
+from rayward.pipelines.tiny_world.prompts import (
     read_request,
     write_adversarial,
     write_benign,
@@ -326,7 +326,9 @@ def test_a_seed_decides_the_world() -> None:
 
 def test_more_prompts_than_the_language_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     request = read_request(BAKE)
-    monkeypatch.setattr("pipelines.tiny_world.data.write_benign", lambda rng: (BAKE, request))
+    monkeypatch.setattr(
+        "rayward.pipelines.tiny_world.data.write_benign", lambda rng: (BAKE, request)
+    )
     with pytest.raises(InputError, match="tiny_world"):
         generate(0, TinyWorldSizes(held_out_benign=2, held_out_adversarial=0))
 

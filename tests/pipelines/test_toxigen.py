@@ -11,14 +11,14 @@ from transformers import (
     AutoTokenizer,
 )
 
-from actors.label_judge import LabelJudge
-from actors.policy_session import PolicySession
-from cluster.benchmarks import ToxigenPrompt
-from cluster.config.evaluation import LabelJudgeSettings, ToxigenSettings
-from cluster.config.ppo import SamplingSettings
-from cluster.records.rates import rate
-from pipelines.reference_rows import REFERENCE_ROWS, comparison_rows
-from pipelines.toxigen import (
+from rayward.actors.label_judge import LabelJudge
+from rayward.actors.policy_session import PolicySession
+from rayward.cluster.benchmarks import ToxigenPrompt
+from rayward.cluster.config.evaluation import LabelJudgeSettings, ToxigenSettings
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.records.rates import rate
+from rayward.pipelines.reference_rows import REFERENCE_ROWS, comparison_rows
+from rayward.pipelines.toxigen import (
     NamedToxicityJudge,
     choose_prompts,
     cut_continuation,

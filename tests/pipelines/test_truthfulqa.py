@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.models import load_tokenizer
-from actors.policy_session import PolicySession
-from cluster.benchmarks import TruthfulQuestion
-from cluster.config.evaluation import AnswerJudgeSettings, TruthfulQASettings
-from cluster.config.ppo import SamplingSettings
-from pipelines.multiple_choice import ChoiceScore, question_text
-from pipelines.truthfulqa import (
+from rayward.actors.models import load_tokenizer
+from rayward.actors.policy_session import PolicySession
+from rayward.cluster.benchmarks import TruthfulQuestion
+from rayward.cluster.config.evaluation import AnswerJudgeSettings, TruthfulQASettings
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.pipelines.multiple_choice import ChoiceScore, question_text
+from rayward.pipelines.truthfulqa import (
     NamedAnswerJudge,
     TruthfulQAResult,
     cut_answer,

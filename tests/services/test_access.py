@@ -11,14 +11,14 @@ from fastapi import Depends, FastAPI
 from pydantic import BaseModel
 from starlette.types import ASGIApp
 
-from cluster.config.load import parse_serving
-from cluster.config.serving import KeySettings
-from cluster.errors import InputError
-from services.access import Access, KnownFirst, needs
-from services.backends import Backends
-from services.errors import documented, handle_errors
-from services.keys import SCOPES, Scope, create_key, is_loopback, require_keys, revoke_key
-from services.models_routes import models_routes
+from rayward.cluster.config.load import parse_serving
+from rayward.cluster.config.serving import KeySettings
+from rayward.cluster.errors import InputError
+from rayward.services.access import Access, KnownFirst, needs
+from rayward.services.backends import Backends
+from rayward.services.errors import documented, handle_errors
+from rayward.services.keys import SCOPES, Scope, create_key, is_loopback, require_keys, revoke_key
+from rayward.services.models_routes import models_routes
 from tests.loopback import listening
 
 
@@ -224,7 +224,7 @@ def test_a_key_that_asks_too_fast_waits(
     clock = Clock()
     monkeypatch.setattr("limits.aio.storage.memory.time", clock)
     monkeypatch.setattr("limits.aio.strategies.time", clock)
-    monkeypatch.setattr("services.access.time", clock)
+    monkeypatch.setattr("rayward.services.access.time", clock)
     app = make_app(settings)
     slow = new_key(settings, "score", rate=3)
     other = new_key(settings, "score", rate=3)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.types import AXES
+from rayward.cluster.types import AXES
 from tests.serving import Served
 
 TEXT = "<user>who?<eos>\n<assistant>me.<eos>"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.load import parse_recipe, parse_serving
-from cluster.errors import InputError
-from cluster.run_directory import RunDirectory, write_json
-from services.from_run import serving_of_run
+from rayward.cluster.config.load import parse_recipe, parse_serving
+from rayward.cluster.errors import InputError
+from rayward.cluster.run_directory import RunDirectory, write_json
+from rayward.services.from_run import serving_of_run
 
 
 def make_run(root: Path, models: list[str], **recipe: object) -> RunDirectory:

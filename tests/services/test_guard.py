@@ -11,13 +11,13 @@ from openai.types.chat import ChatCompletionChunk
 from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from cluster.config.load import parse_serving
-from cluster.config.serving import KeySettings
-from cluster.errors import InputError, UnscoredError
-from services.access import Access
-from services.api import make_api
-from services.backends import Backends
-from services.reward_calls import Item, ItemScore, ModelScores
+from rayward.cluster.config.load import parse_serving
+from rayward.cluster.config.serving import KeySettings
+from rayward.cluster.errors import InputError, UnscoredError
+from rayward.services.access import Access
+from rayward.services.api import make_api
+from rayward.services.backends import Backends
+from rayward.services.reward_calls import Item, ItemScore, ModelScores
 from tests.serving import Served
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

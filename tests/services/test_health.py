@@ -12,13 +12,13 @@ import pytest
 from fastapi import FastAPI
 from ray.exceptions import RayError
 
-from cluster.config.serving import JobServiceSettings, KeySettings, ServingSettings
-from services import health_routes, prometheus
-from services.access import Access
-from services.backends import Backends
-from services.errors import ErrorBody, handle_errors
-from services.keys import create_key
-from services.prometheus import Measured
+from rayward.cluster.config.serving import JobServiceSettings, KeySettings, ServingSettings
+from rayward.services import health_routes, prometheus
+from rayward.services.access import Access
+from rayward.services.backends import Backends
+from rayward.services.errors import ErrorBody, handle_errors
+from rayward.services.keys import create_key
+from rayward.services.prometheus import Measured
 from tests.loopback import listening
 from tests.serving import Served
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from cluster.atomic import write_bytes
-from services.job_copies import Copies
-from services.job_records import JobRecord, Records
-from services.job_runs import RunFiles, RunsRoot
+from rayward.cluster.atomic import write_bytes
+from rayward.services.job_copies import Copies
+from rayward.services.job_records import JobRecord, Records
+from rayward.services.job_runs import RunFiles, RunsRoot
 from tests.services.test_job_lease import Rays, service
 from tests.services.test_job_queue import RECIPE
 
@@ -19,7 +19,7 @@ from tests.services.test_job_queue import RECIPE
 @pytest.fixture(autouse=True)
 def _at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("services.job_copies._COPY_EVERY_S", 0.0)
+    monkeypatch.setattr("rayward.services.job_copies._COPY_EVERY_S", 0.0)
 
 
 def a_job(**changes: object) -> JobRecord:
@@ -80,8 +80,8 @@ def test_a_job_is_here_only_with_all_of_its_files(
         rmtree(folder, ignore_errors=ignore_errors)
         look(folder)
 
-    monkeypatch.setattr("services.job_copies.fs.copy_files", copies_files)
-    monkeypatch.setattr("services.job_copies.shutil.rmtree", removes)
+    monkeypatch.setattr("rayward.services.job_copies.fs.copy_files", copies_files)
+    monkeypatch.setattr("rayward.services.job_copies.shutil.rmtree", removes)
     copies.fetch(job)
     assert copies.nearest("one") is copies.place
     copies.finish(job)
@@ -141,10 +141,10 @@ def test_what_was_cut_short_is_cleared_away(
             raise KeyboardInterrupt
         rmtree(folder, ignore_errors=ignore_errors)
 
-    monkeypatch.setattr("services.job_copies.shutil.rmtree", dies)
+    monkeypatch.setattr("rayward.services.job_copies.shutil.rmtree", dies)
     with pytest.raises(KeyboardInterrupt):
         copies.finish(job)
-    monkeypatch.setattr("services.job_copies.shutil.rmtree", rmtree)
+    monkeypatch.setattr("rayward.services.job_copies.shutil.rmtree", rmtree)
     assert here.is_dir()
     Copies(root).finish(job)
     assert [path.name for path in Path(copies.place.path).rglob("*")] == [".jobs"]

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from services import job_events
-from services.job_events import Cursor, EventPage, JobEvent, events_since, parse_cursor
-from services.job_runs import RunFiles
-from services.job_schemas import JobState, MetricsEvent, StateEvent
+from rayward.services import job_events
+from rayward.services.job_events import Cursor, EventPage, JobEvent, events_since, parse_cursor
+from rayward.services.job_runs import RunFiles
+from rayward.services.job_schemas import JobState, MetricsEvent, StateEvent
 
 
 def state(name: JobState = "running", stage: str | None = "sft") -> StateEvent:

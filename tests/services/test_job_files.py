@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from services import job_files
-from services.job_files import decode_part, metric_row, read_lines, read_part
+from rayward.services import job_files
+from rayward.services.job_files import decode_part, metric_row, read_lines, read_part
 
 LOCAL = fs.LocalFileSystem()
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.load import parse_recipe
-from cluster.metrics import MetricsWriter
-from cluster.records.samples import Sample, write_samples
-from cluster.run_directory import RunDirectory
-from cluster.types import Message, Prompt
-from services.errors import ApiError
-from services.job_copies import Copies
-from services.job_history import History
-from services.job_runs import RunsRoot
-from services.job_schemas import JobState
-from services.ray_jobs import RayJob
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.metrics import MetricsWriter
+from rayward.cluster.records.samples import Sample, write_samples
+from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.types import Message, Prompt
+from rayward.services.errors import ApiError
+from rayward.services.job_copies import Copies
+from rayward.services.job_history import History
+from rayward.services.job_runs import RunsRoot
+from rayward.services.job_schemas import JobState
+from rayward.services.ray_jobs import RayJob
 
 RECIPE = parse_recipe({"name": "mine", "data": {"tiny_world": {}}, "model": {"make": {}}})
 

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from cluster.atomic import write_bytes
-from cluster.config.load import parse_recipe
-from cluster.config.serving import JobServiceSettings
-from cluster.run_directory import RunDirectory
-from services import job_service
-from services.job_lease import Lease
-from services.job_records import JobRecord, Records
-from services.job_refusals import Refusal
-from services.job_runs import RunsRoot
-from services.job_schemas import JobState, SubmitRequest, Submitted
-from services.job_service import JobService
+from rayward.cluster.atomic import write_bytes
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.config.serving import JobServiceSettings
+from rayward.cluster.run_directory import RunDirectory
+from rayward.services import job_service
+from rayward.services.job_lease import Lease
+from rayward.services.job_records import JobRecord, Records
+from rayward.services.job_refusals import Refusal
+from rayward.services.job_runs import RunsRoot
+from rayward.services.job_schemas import JobState, SubmitRequest, Submitted
+from rayward.services.job_service import JobService
 from tests.services.test_job_queue import RECIPE, RayOfTest
 
 CONFIG: dict[str, Any] = RECIPE.model_dump(mode="json")
@@ -74,7 +74,7 @@ def test_one_of_two_has_it_and_the_other_gets_it_when_it_is_let_go(
 
 def test_of_many_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Eight threads on a busy machine are slow to write what they have found free.
-    monkeypatch.setattr("services.job_lease._SETTLE_S", 0.5)
+    monkeypatch.setattr("rayward.services.job_lease._SETTLE_S", 0.5)
     leases = [Lease(RunsRoot(str(tmp_path))) for _ in range(8)]
 
     async def test() -> None:
@@ -128,7 +128,7 @@ def test_one_that_is_renewed_stays(tmp_path: Path) -> None:
 def test_one_of_a_process_that_was_killed_is_free_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.job_lease._EXPIRED_S", 1000.0)
+    monkeypatch.setattr("rayward.services.job_lease._EXPIRED_S", 1000.0)
     one, two = (Lease(RunsRoot(str(tmp_path))) for _ in range(2))
     assert one.try_to_take()
     path = tmp_path / ".jobs" / "lease.json"

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config.load import parse_recipe
-from cluster.run_directory import RunDirectory, RunState
-from services.errors import ApiError
-from services.job_copies import Copies
-from services.job_history import History
-from services.job_lease import Lease, LeaseLost
-from services.job_queue import JobQueue
-from services.job_records import JobRecord, Records, digest, new_id
-from services.job_runner import JobRunner
-from services.job_runs import RunsRoot
-from services.job_schemas import JobState
-from services.ray_jobs import RayAway, RayJob
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.run_directory import RunDirectory, RunState
+from rayward.services.errors import ApiError
+from rayward.services.job_copies import Copies
+from rayward.services.job_history import History
+from rayward.services.job_lease import Lease, LeaseLost
+from rayward.services.job_queue import JobQueue
+from rayward.services.job_records import JobRecord, Records, digest, new_id
+from rayward.services.job_runner import JobRunner
+from rayward.services.job_runs import RunsRoot
+from rayward.services.job_schemas import JobState
+from rayward.services.ray_jobs import RayAway, RayJob
 
 RECIPE = parse_recipe(
     {"name": "r", "data": {"tiny_world": {}}, "model": {"make": {}}, "stages": ["sft"]}
@@ -127,9 +127,9 @@ def at_work(one: Bench, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.job_runner._LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr("services.job_runner._PATIENCE_S", 0.2)
-    monkeypatch.setattr("services.job_lease._SETTLE_S", 0.0)
+    monkeypatch.setattr("rayward.services.job_runner._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("rayward.services.job_runner._PATIENCE_S", 0.2)
+    monkeypatch.setattr("rayward.services.job_lease._SETTLE_S", 0.0)
 
 
 @given(name=st.from_regex(r"\A[a-z0-9][a-z0-9-]{0,62}\Z"))
@@ -237,7 +237,7 @@ def test_ray_may_go_away_and_come_back(tmp_path: Path) -> None:
 def test_a_job_that_cannot_be_begun_for_long_has_failed_and_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.job_runner._BEGIN_PATIENCE_S", 0.3)
+    monkeypatch.setattr("rayward.services.job_runner._BEGIN_PATIENCE_S", 0.3)
     one = bench(tmp_path)
 
     async def test() -> None:

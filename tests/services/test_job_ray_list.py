@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.ray_jobs import RayAway, RayJob, RayJobList
+from rayward.services.ray_jobs import RayAway, RayJob, RayJobList
 
 JOB = RayJob("one", "running", "rayward run", None, datetime.now(UTC), None)
 
@@ -28,8 +28,8 @@ class Slow:
 
 
 def test_one_thread_at_a_time_waits_for_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.ray_jobs._LIST_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("services.ray_jobs._LIST_KEPT_S", 0.05)
+    monkeypatch.setattr("rayward.services.ray_jobs._LIST_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("rayward.services.ray_jobs._LIST_KEPT_S", 0.05)
     ray = Slow()
     jobs = RayJobList(ray)  # type: ignore[arg-type]
 

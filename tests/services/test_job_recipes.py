@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import InputError
-from cluster.tables import DataDirectory
-from services.job_recipes import check_config
-from services.job_schemas import JobKind
+from rayward.cluster.errors import InputError
+from rayward.cluster.tables import DataDirectory
+from rayward.services.job_recipes import check_config
+from rayward.services.job_schemas import JobKind
 
 GOOD: dict[str, Any] = {"name": "r", "data": {"tiny_world": {}}, "model": {"make": {}}}
 

@@ -13,12 +13,12 @@ import httpx
 import psutil
 import pytest
 
-from cluster.config.load import parse_recipe
-from cluster.run_directory import RunDirectory
-from services.job_copies import Copies
-from services.job_records import JobRecord, Records
-from services.job_runs import RunsRoot
-from services.job_schemas import JobState
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.run_directory import RunDirectory
+from rayward.services.job_copies import Copies
+from rayward.services.job_records import JobRecord, Records
+from rayward.services.job_runs import RunsRoot
+from rayward.services.job_schemas import JobState
 from tests.services.test_job_service import SMALL, address_of, wait_for
 from tests.serving import Served, serving
 

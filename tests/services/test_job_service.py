@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.config.load import parse_recipe
-from cluster.metrics import read_metrics
-from cluster.run_directory import RunDirectory
-from services.job_schemas import FINAL
-from services.ray_jobs import RAYWARD
+from rayward.cluster.config.load import parse_recipe
+from rayward.cluster.metrics import read_metrics
+from rayward.cluster.run_directory import RunDirectory
+from rayward.services.job_schemas import FINAL
+from rayward.services.ray_jobs import RAYWARD
 from tests.serving import Served, rayward
 
 SMALL: dict[str, Any] = {

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cluster.errors import InputError
-from services import keys
-from services.keys import SCOPES, KeyRing, create_key, read_keys, revoke_key
-from services.keys_command import app as keys_app
+from rayward.cluster.errors import InputError
+from rayward.services import keys
+from rayward.services.keys import SCOPES, KeyRing, create_key, read_keys, revoke_key
+from rayward.services.keys_command import app as keys_app
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_a_file_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:
 
 def test_the_command_starts_without_the_service() -> None:
     code = (
-        "import sys, services.keys_command\n"
+        "import sys, rayward.services.keys_command\n"
         "print([one for one in ('torch', 'ray', 'fastapi', 'limits') if one in sys.modules])"
     )
     done = subprocess.run(

@@ -12,8 +12,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from services.errors import handle_errors
-from services.limits import BodyLimit, InWork, Room
+from rayward.services.errors import handle_errors
+from rayward.services.limits import BodyLimit, InWork, Room
 from tests.loopback import listening
 
 LIMIT = 1000

@@ -16,9 +16,9 @@ from openai.types.chat.chat_completion import Choice
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from transformers import AutoModelForCausalLM
 
-from actors.chat import encode_prompt
-from actors.models import load_tokenizer
-from cluster.types import Message
+from rayward.actors.chat import encode_prompt
+from rayward.actors.models import load_tokenizer
+from rayward.cluster.types import Message
 from tests.serving import Served
 
 ASKED: list[Any] = [{"role": "user", "content": "Are you there?"}]

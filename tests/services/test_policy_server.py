@@ -4,10 +4,10 @@ import subprocess
 import sys
 from typing import Any
 
-from cluster.config.roles import Resources
-from cluster.config.serving import HttpSettings, PolicyServiceSettings
-from services.policy_engine import engine_arguments
-from services.policy_server import engine_environment, policy_deployment
+from rayward.cluster.config.roles import Resources
+from rayward.cluster.config.serving import HttpSettings, PolicyServiceSettings
+from rayward.services.policy_engine import engine_arguments
+from rayward.services.policy_server import engine_environment, policy_deployment
 
 
 def test_the_deployment_is_as_the_settings_say() -> None:
@@ -55,7 +55,7 @@ def test_compilation_is_off_where_it_is_not_asked_for() -> None:
 
 def test_the_gateway_loads_neither_torch_nor_vllm() -> None:
     code = (
-        "import sys, services.app\n"
+        "import sys, rayward.services.app\n"
         "print([one for one in ('torch', 'transformers', 'vllm') if one in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config.load import parse_serving
-from cluster.errors import InputError
-from services.preflight import check
+from rayward.cluster.config.load import parse_serving
+from rayward.cluster.errors import InputError
+from rayward.services.preflight import check
 from tests.serving import write_models
 
 

@@ -11,13 +11,13 @@ import httpx
 import numpy as np
 import pytest
 
-from actors.chat import encode_conversation
-from actors.mixes import make_mix
-from actors.models import load_tokenizer
-from actors.reward_model import RewardModel
-from cluster.config.mixes import PiecewiseMixSettings
-from cluster.config.roles import ReplicatedRewardRole
-from cluster.types import AXES, Axis, Message, Prompt, Rollout
+from rayward.actors.chat import encode_conversation
+from rayward.actors.mixes import make_mix
+from rayward.actors.models import load_tokenizer
+from rayward.actors.reward_model import RewardModel
+from rayward.cluster.config.mixes import PiecewiseMixSettings
+from rayward.cluster.config.roles import ReplicatedRewardRole
+from rayward.cluster.types import AXES, Axis, Message, Prompt, Rollout
 from tests.serving import Served
 
 ROOM = 512  # the tiny models' positions

@@ -14,15 +14,15 @@ import pytest
 import torch
 from ray.serve.exceptions import BackPressureError
 
-from actors.models import load_scalar_model, load_tokenizer, save_model
-from actors.reward_model import RewardModel
-from actors.reward_passes import RewardPasses
-from cluster.config.roles import ReplicatedRewardRole
-from cluster.config.serving import ServedRewardModel
-from cluster.errors import InputError, UnscoredError
-from cluster.types import Message
-from services.reward_calls import Answered, Cut, Item, Written
-from services.reward_server import RewardServer
+from rayward.actors.models import load_scalar_model, load_tokenizer, save_model
+from rayward.actors.reward_model import RewardModel
+from rayward.actors.reward_passes import RewardPasses
+from rayward.cluster.config.roles import ReplicatedRewardRole
+from rayward.cluster.config.serving import ServedRewardModel
+from rayward.cluster.errors import InputError, UnscoredError
+from rayward.cluster.types import Message
+from rayward.services.reward_calls import Answered, Cut, Item, Written
+from rayward.services.reward_server import RewardServer
 from tests.serving import write_models
 
 _Found = TypeVar("_Found")

@@ -6,16 +6,16 @@ from typing import Any
 
 import httpx
 
-from cluster.config.serving import (
+from rayward.cluster.config.serving import (
     HttpSettings,
     KeySettings,
     RewardServiceSettings,
     ServedRewardModel,
     ServingSettings,
 )
-from services.access import Access
-from services.api import make_api
-from services.backends import Backends
+from rayward.services.access import Access
+from rayward.services.api import make_api
+from rayward.services.backends import Backends
 from tests.loopback import listening
 
 

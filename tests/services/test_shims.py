@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.errors import InputError, UnscoredError
-from services.reward_shims import KEY_VARIABLE, trl_reward, verl_compute_score
+from rayward.cluster.errors import InputError, UnscoredError
+from rayward.services.reward_shims import KEY_VARIABLE, trl_reward, verl_compute_score
 from tests.serving import Served
 
 ASKED = [{"role": "user", "content": "who?"}]
@@ -229,7 +229,7 @@ def test_verl_says_whether_an_answer_ended(
 
 def test_trainers_import_the_shims_without_ray_and_torch() -> None:
     code = (
-        "import sys, services.reward_shims\n"
+        "import sys, rayward.services.reward_shims\n"
         "print([one for one in ('ray', 'torch', 'transformers') if one in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.chat import encode_answered
-from cluster.types import Message
-from services.text_bounds import TextBounds
+from rayward.actors.chat import encode_answered
+from rayward.cluster.types import Message
+from rayward.services.text_bounds import TextBounds
 from tests.tiny import tiny_tokenizer, wordpiece_tokenizer
 
 TOKENIZER = tiny_tokenizer()

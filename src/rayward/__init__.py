@@ -1,0 +1,1 @@
+"""Safety RLHF on a Ray cluster."""
