@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rayward.cluster.config.ppo import PPOSettings
 from rayward.cluster.config.red_teaming import AttackerSettings
-from rayward.cluster.placement import RoleRequest
+from rayward.cluster.ray_runtime.placement import RoleRequest
 from rayward.cluster.types import Axis
 
 

@@ -13,14 +13,14 @@ import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
-from rayward.actors.learner import Learner
-from rayward.actors.reference import Reference
+from rayward.actors.learning.learner import Learner
+from rayward.actors.learning.reference import Reference
 from rayward.actors.requests import role_requests
-from rayward.actors.reward_model import RewardModel
-from rayward.actors.rollout_worker import RolloutWorker, rollout_environment
+from rayward.actors.sampling.rollout_worker import RolloutWorker, rollout_environment
+from rayward.actors.scoring.reward_model import RewardModel
 from rayward.actors.sharding import Deal, deal, in_order, joined, share
 from rayward.cluster.config.ppo import PPOSettings
-from rayward.cluster.placement import Placement
+from rayward.cluster.ray_runtime.placement import Placement
 from rayward.cluster.types import Experience, Float32Array, Scores
 
 Wait = Callable[[Sequence[ObjectRef]], None]

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rayward.actors.reward_model import RewardModel
+from rayward.actors.scoring.reward_model import RewardModel
 from rayward.cluster.config.serving import ServedRewardModel
 from tests.serving import free_port, serving
 from tests.tiny import tiny_tokenizer

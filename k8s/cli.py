@@ -69,7 +69,7 @@ def render(
     from rayward.k8s.machines import load_machines, uniform_machines
     from rayward.k8s.packing import plan_nodes
     from rayward.k8s.render import Target, render_job, render_service, serving_moment, to_yaml
-    from rayward.pipelines.room import moments
+    from rayward.pipelines.run.capacity import moments
 
     path = find_recipe(document)
     raw = read_mapping(path, "document", "a YAML mapping: a recipe or a serving document")

@@ -3,7 +3,7 @@
 P: parameters, T: those that are trained, N: ranks, t: padded tokens of a microbatch.
 
 weights      2 P in bfloat16, 4 P in float32; over N with ZeRO-3
-gradients    bfloat16: 2 T, and 4 T for the float32 sums over microbatches (`rayward.actors.zero`);
+gradients    bfloat16: 2 T, and 4 T for the float32 sums over microbatches (`rayward.actors.learning.zero`);
              float32: 4 T; over N from ZeRO-2 on
 optimizer    AdamW, bfloat16: 12 T (float32 weights and two moments); float32: 8 T, and 4 T for
              ZeRO's own copy; over N from ZeRO-1 on
@@ -30,7 +30,7 @@ context      2 GiB of each GPU for what no tensor is: CUDA's context and kernels
              cuBLAS and NCCL. An estimate: it depends on driver, GPU and group sizes
 loading      the whole weights, which a rank has on its GPU before ZeRO-3 splits them
 
-The limits are DeepSpeed's defaults, which `rayward.actors.zero` leaves as they are.
+The limits are DeepSpeed's defaults, which `rayward.actors.learning.zero` leaves as they are.
 """
 
 from dataclasses import dataclass

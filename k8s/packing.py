@@ -14,9 +14,9 @@ from functools import partial
 from math import ceil
 
 from rayward.cluster.errors import InputError
-from rayward.cluster.placement import Bundle, make_bundles
+from rayward.cluster.ray_runtime.placement import Bundle, make_bundles
 from rayward.k8s.machines import Machine
-from rayward.pipelines.room import Gang, Moment
+from rayward.pipelines.run.capacity import Gang, Moment
 
 # Ray counts in ten-thousandths.
 _GRAIN = 1e-4

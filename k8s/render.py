@@ -16,11 +16,11 @@ import yaml
 from rayward.cluster.config.load import parse_yaml
 from rayward.cluster.config.recipe import Recipe
 from rayward.cluster.config.serving import ServingSettings
-from rayward.cluster.placement import RoleRequest
+from rayward.cluster.ray_runtime.placement import RoleRequest
 from rayward.cluster.types import AXES
 from rayward.k8s.machines import Machine
 from rayward.k8s.packing import plan_nodes
-from rayward.pipelines.room import Gang, Moment
+from rayward.pipelines.run.capacity import Gang, Moment
 
 _MOUNTED = "/rayward/topology"
 _IN_POD = "topology"

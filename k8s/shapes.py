@@ -83,7 +83,7 @@ def read_shape(path: str) -> Shape:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rayward.actors.model_kinds import CAUSAL_LM, load_config, require_causal_lm
+    from rayward.actors.models.kinds import CAUSAL_LM, load_config, require_causal_lm
 
     config = load_config(path, "--model", CAUSAL_LM)
     require_causal_lm(config, path, "--model")

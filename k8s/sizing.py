@@ -25,7 +25,7 @@ from rayward.k8s.memory import BYTES, CONTEXT, Memory, kv_bytes, lora_parameters
 from rayward.k8s.packing import plan_nodes
 from rayward.k8s.shapes import Shape
 from rayward.k8s.step_time import ETHERNET_GBIT, GPUS_PER_NODE, StepTime, step_time
-from rayward.pipelines.room import moments
+from rayward.pipelines.run.capacity import moments
 
 GIB = 2**30
 GPU_MEMORY_GIB = {"gpu": 80.0, "gpu-large": 167.0}

@@ -15,10 +15,10 @@ from rayward.cluster.config.recipe import Recipe
 from rayward.cluster.config.shipped import find_recipe, shipped_recipes
 from rayward.cluster.errors import InputError, RunStopped
 from rayward.cluster.options import Overlays, Overrides
-from rayward.cluster.run_directory import has_run
-from rayward.pipelines.doctor import doctor_command
-from rayward.pipelines.import_data import import_command
-from rayward.pipelines.runs_command import app as runs_app
+from rayward.cluster.runs.run_directory import has_run
+from rayward.pipelines.data.import_data import import_command
+from rayward.pipelines.doctor.doctor import doctor_command
+from rayward.pipelines.runner.runs_command import app as runs_app
 
 app = typer.Typer(no_args_is_help=True)
 app.command("import")(import_command)
@@ -111,7 +111,7 @@ def _run(
     if resume and out is None:
         raise InputError("--out", None, "the directory of the run that --resume goes on with")
     # Ray is imported with it, and `rayward doctor` must start where Ray is broken.
-    from rayward.cluster.session import check_address
+    from rayward.cluster.ray_runtime.session import check_address
 
     check_address(address)
     if auto_resume and out is not None:
@@ -121,7 +121,7 @@ def _run(
     # standard output, which is the summary's.
     logging.disable(logging.WARNING)
     with redirect_stdout(sys.stderr):
-        from rayward.pipelines.run_recipe import run_recipe
+        from rayward.pipelines.runner.run_recipe import run_recipe
     logging.disable(logging.NOTSET)
 
     name = f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"

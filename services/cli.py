@@ -2,9 +2,9 @@
 
 import typer
 
-from rayward.services.client_commands import jobs_app, score_command, submit_command
-from rayward.services.keys_command import app as keys_app
-from rayward.services.serve_command import serve_command
+from rayward.services.client.commands import jobs_app, score_command, submit_command
+from rayward.services.client.keys_command import app as keys_app
+from rayward.services.gateway.serve_command import serve_command
 
 app = typer.Typer(no_args_is_help=True)
 app.command("serve")(serve_command)

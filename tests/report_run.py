@@ -8,7 +8,6 @@ import numpy as np
 
 from rayward.cluster.config.load import parse_recipe
 from rayward.cluster.config.recipe import REWARD_STAGES, Recipe
-from rayward.cluster.metrics import MetricsWriter
 from rayward.cluster.records.plan import (
     PlannedStage,
     evaluation_of,
@@ -19,12 +18,13 @@ from rayward.cluster.records.plan import (
 from rayward.cluster.records.rates import ORACLE, StageEvaluation
 from rayward.cluster.records.samples import Sample, read_samples, write_samples
 from rayward.cluster.records.summary import write_summary
-from rayward.cluster.run_directory import RunDirectory, write_json
+from rayward.cluster.runs.run_directory import RunDirectory, write_json
+from rayward.cluster.trackers.metrics import MetricsWriter
 from rayward.cluster.types import AXES, RATINGS, Axis, PreferencePair, Prompt
-from rayward.pipelines.gates import check_policy
-from rayward.pipelines.judgements import evaluate_judgements
-from rayward.pipelines.reward_accuracy import evaluate_reward_model
-from rayward.pipelines.reward_metrics import calibrate_safety
+from rayward.pipelines.evaluation.gates import check_policy
+from rayward.pipelines.evaluation.judgements import evaluate_judgements
+from rayward.pipelines.supervised.accuracy import evaluate_reward_model
+from rayward.pipelines.supervised.calibration import calibrate_safety
 from tests.report_stages import (
     FIT,
     HOSTILE,

@@ -17,10 +17,10 @@ from rayward.cluster.records.red_teaming import (
 )
 from rayward.cluster.records.rejection_sampling import TemperatureTrial
 from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
-from rayward.pipelines.multiple_choice import ChoiceScore
-from rayward.pipelines.rejection_sampling import reward_curve
-from rayward.pipelines.toxigen import rates_by_group
-from rayward.pipelines.truthfulqa import summarise
+from rayward.pipelines.evaluation.multiple_choice import ChoiceScore
+from rayward.pipelines.evaluation.toxigen import rates_by_group
+from rayward.pipelines.evaluation.truthfulqa import summarise
+from rayward.pipelines.rejection_sampling.best_of_k import reward_curve
 
 HOSTILE = '<script>alert("x")</script> & <b>'
 FIT = {"steps": 200, "rows": 400, "rows_left_out": 0, "tokens": 9000, "training_seconds": 50.0}

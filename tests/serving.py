@@ -20,7 +20,7 @@ import psutil
 import torch
 import yaml
 
-from rayward.actors.models import load_scalar_model, load_tokenizer, save_model
+from rayward.actors.models.loading import load_scalar_model, load_tokenizer, save_model
 from rayward.cluster.types import AXES
 from tests import preloaded
 from tests.tiny import write_tiny_llama

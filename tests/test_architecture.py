@@ -76,16 +76,16 @@ def test_the_walk_sees_the_rooms() -> None:
     """A rule over nothing would hold: the project is there, and its imports are seen."""
     assert {
         "rayward.cluster.config.recipe",
-        "rayward.actors.models",
+        "rayward.actors.models.loading",
         "rayward.pipelines.cli",
     } <= modules().keys()
-    assert "torch" in all_imports("rayward.actors.models")
+    assert "torch" in all_imports("rayward.actors.models.loading")
     # Inside a function only.
-    assert "rayward.pipelines.run_recipe" in all_imports("rayward.pipelines.cli")
+    assert "rayward.pipelines.runner.run_recipe" in all_imports("rayward.pipelines.cli")
     later = {
         t for node in at_import_time(tree("rayward.pipelines.cli")) for t in imported("", node)
     }
-    assert "rayward.pipelines.run_recipe" not in later
+    assert "rayward.pipelines.runner.run_recipe" not in later
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -186,7 +186,7 @@ def test_nothing_is_caught_broadly() -> None:
             if caught & broad and not (raises_again and "Exception" not in caught):
                 wrong.append(name)
     # A thread has nobody to raise to: the one that waits for it does, when it asks for the result.
-    assert wrong == ["rayward.pipelines.supervised"]
+    assert wrong == ["rayward.pipelines.supervised.fit"]
 
 
 def test_every_command_and_plugin_of_the_project_exists() -> None:

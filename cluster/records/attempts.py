@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rayward.cluster.atomic import write_bytes
 from rayward.cluster.records.samples import last_user_turn
-from rayward.cluster.tables import prompt_of, prompt_row
+from rayward.cluster.records.tables import prompt_of, prompt_row
 from rayward.cluster.types import FinishReason, Prompt
 
 ATTEMPTS = pa.schema(

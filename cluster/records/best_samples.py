@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from rayward.cluster.errors import InputError
-from rayward.cluster.parquet import Row, read_rows, write_rows
-from rayward.cluster.tables import PROMPT_FIELDS, prompt_of, prompt_row
+from rayward.cluster.records.parquet import Row, read_rows, write_rows
+from rayward.cluster.records.tables import PROMPT_FIELDS, prompt_of, prompt_row
 from rayward.cluster.types import Demonstration, Message, Prompt
 
 _FILE = "best.parquet"

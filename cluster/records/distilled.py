@@ -8,9 +8,9 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from rayward.cluster.parquet import Row, read_rows, write_rows
+from rayward.cluster.records.parquet import Row, read_rows, write_rows
 from rayward.cluster.records.rates import Rate
-from rayward.cluster.tables import PROMPT_FIELDS, prompt_of, prompt_row
+from rayward.cluster.records.tables import PROMPT_FIELDS, prompt_of, prompt_row
 from rayward.cluster.types import Demonstration, Prompt
 
 PrepromptKind = Literal["generic", "adjectives", "category"]

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rayward.cluster.records.plan import measured_policies
 from rayward.cluster.records.rates import Rate
-from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.runs.run_directory import RunDirectory
 from rayward.cluster.types import AttackVector, RiskCategory
 
 

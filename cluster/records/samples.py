@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayward.cluster.atomic import write_bytes
-from rayward.cluster.tables import prompt_of, prompt_row
+from rayward.cluster.records.tables import prompt_of, prompt_row
 from rayward.cluster.types import FinishReason, Prompt
 
 SAMPLES = pa.schema(
@@ -53,7 +53,7 @@ class Sample:
     decided_by: str | None  # which reward model decides, by the reward mix, or "both"
     safety_weight: float | None  # of the safety logit in the mix
     helpfulness_weight: float | None  # of the helpfulness logit in the mix
-    verdict: str | None  # as in rayward.pipelines.judgements
+    verdict: str | None  # as in rayward.pipelines.evaluation.judgements
     step: int  # the stage's step after which the policy answered
     policy_version: int
     finish_reason: FinishReason

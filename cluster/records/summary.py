@@ -2,7 +2,7 @@
 
 A stage's result, as `RunDirectory.complete_stage` takes it, has `seconds` beside its own keys.
 A reward model's has `evaluation`, a RewardModelEvaluation or None, and may have
-`safety_calibration`, a SafetyCalibration. That of PPO has those of `rayward.pipelines.ppo.PPOResult`. A
+`safety_calibration`, a SafetyCalibration. That of PPO has those of `rayward.pipelines.ppo.loop.PPOResult`. A
 measurement's, under `evaluation/POLICY`, has `evaluation`, a StageEvaluation.
 """
 
@@ -20,7 +20,7 @@ from rayward.cluster.records.plan import (
 )
 from rayward.cluster.records.rates import MeanScore, Rate, StageEvaluation
 from rayward.cluster.records.reward_models import RewardModelEvaluation
-from rayward.cluster.run_directory import RunDirectory, write_json
+from rayward.cluster.runs.run_directory import RunDirectory, write_json
 
 
 def stage_evaluations(run: RunDirectory) -> dict[str, StageEvaluation]:

@@ -1,1 +1,1 @@
-"""Experiment trackers, one module each; `rayward.cluster.tracking` opens them."""
+"""Experiment trackers, one module each; `rayward.cluster.trackers.tracking` opens them."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from rayward.cluster.run_directory import RunDirectory, write_json
+from rayward.cluster.runs.run_directory import RunDirectory, write_json
 
 EndState = Literal["succeeded", "failed", "stopped"]
 

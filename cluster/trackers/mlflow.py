@@ -20,7 +20,7 @@ from rayward.cluster.config.topology import flat_settings, is_topology
 from rayward.cluster.config.tracking import MLflowSettings, refuse_login_in
 from rayward.cluster.errors import InputError
 from rayward.cluster.progress import announce
-from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.runs.run_directory import RunDirectory
 from rayward.cluster.trackers.interface import (
     EndState,
     MetricRow,

@@ -16,7 +16,7 @@ from rayward.cluster.config.recipe import Recipe
 from rayward.cluster.config.tracking import WandbSettings
 from rayward.cluster.errors import InputError
 from rayward.cluster.progress import announce
-from rayward.cluster.run_directory import RunDirectory
+from rayward.cluster.runs.run_directory import RunDirectory
 from rayward.cluster.trackers.interface import (
     EndState,
     MetricRow,

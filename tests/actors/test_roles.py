@@ -9,14 +9,14 @@ import pytest
 import ray
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rayward.actors.chat import encode_prompt
-from rayward.actors.mixes import make_mix
-from rayward.actors.models import load_scalar_model, load_tokenizer, save_model
+from rayward.actors.models.loading import load_scalar_model, load_tokenizer, save_model
 from rayward.actors.roles import ModelPaths, Roles
+from rayward.actors.scoring.mixes import make_mix
+from rayward.actors.text.chat import encode_prompt
 from rayward.cluster.config.ppo import PPOSettings
 from rayward.cluster.errors import StaleEngineError
 from rayward.cluster.types import Message, Prompt, Scores
-from rayward.pipelines.experience import make_experience
+from rayward.pipelines.ppo.experience import make_experience
 from tests.small_actors import Deaf
 from tests.tiny import write_tiny_llama
 
@@ -166,7 +166,7 @@ def test_more_prompt_tokens_than_fit_one_pass_of_the_sampler(cast: Cast) -> None
 
 
 def test_a_sampler_that_does_not_answer_is_an_error_in_time(ray_session: None) -> None:
-    from rayward.actors.weight_sync import TimedSyncClient
+    from rayward.actors.learning.weight_sync import TimedSyncClient
 
     actor = ray.remote(Deaf).remote()
     with pytest.raises(ray.exceptions.GetTimeoutError):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from rayward.actors.roles import role_requests
-from rayward.pipelines.room import moments
+from rayward.pipelines.run.capacity import moments
 from tests.manifests import (
     K8S,
     OVERLAYS,

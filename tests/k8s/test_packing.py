@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from rayward.cluster.config.roles import Resources
 from rayward.cluster.errors import InputError
-from rayward.cluster.placement import Bundle, RoleRequest, make_bundles
+from rayward.cluster.ray_runtime.placement import Bundle, RoleRequest, make_bundles
 from rayward.k8s.machines import Machine, load_machines, uniform_machines
 from rayward.k8s.packing import place, plan_nodes
-from rayward.pipelines.room import Gang, Moment
+from rayward.pipelines.run.capacity import Gang, Moment
 
 ROLES = ("policy", "critic", "reference", "safety")
 

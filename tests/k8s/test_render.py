@@ -17,7 +17,7 @@ from rayward.cluster.config.load import parse_recipe, parse_serving, resolve_rec
 from rayward.cluster.config.shipped import shipped_recipes
 from rayward.k8s.machines import load_machines
 from rayward.k8s.packing import place, plan_nodes
-from rayward.pipelines.room import moments
+from rayward.pipelines.run.capacity import moments
 from tests.k8s.test_manifests import checker
 from tests.k8s.test_serve_config import unknown_keys
 from tests.manifests import K8S, OVERLAYS, arguments, build, gib, one, pod_templates

@@ -9,7 +9,7 @@ from rayward.cluster.config.load import load_recipe
 from rayward.cluster.config.shipped import shipped_recipes
 from rayward.k8s.packing import plan_nodes
 from rayward.k8s.render import serving_moment
-from rayward.pipelines.room import Moment, moments
+from rayward.pipelines.run.capacity import Moment, moments
 from tests.manifests import (
     K8S,
     OVERLAYS,

@@ -46,7 +46,7 @@ def test_serve_knows_every_key_of_its_configuration(overlay: str) -> None:
     config = serve_config(build(overlay))
     assert unknown_keys(ServeDeploySchema, config) == []
     schema = ServeDeploySchema.model_validate(config)
-    assert schema.applications[0].import_path == "rayward.services.app:build"
+    assert schema.applications[0].import_path == "rayward.services.gateway.app:build"
     assert {one.name for one in schema.applications[0].deployments} <= {
         "gateway", "safety", "helpfulness", "policy",
     }  # fmt: skip

@@ -14,7 +14,7 @@ from rayward.k8s.packing import place, plan_nodes
 from rayward.k8s.render import serving_moment
 from rayward.k8s.shapes import LLAMA_2
 from rayward.k8s.sizing import GIB, GPU_MEMORY_GIB, default_recipe, size
-from rayward.pipelines.room import Moment, moments
+from rayward.pipelines.run.capacity import Moment, moments
 from tests.manifests import (
     K8S,
     OVERLAYS,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rayward.actors.models import load_scalar_model, load_tokenizer, save_model
+from rayward.actors.models.loading import load_scalar_model, load_tokenizer, save_model
 from rayward.cluster.config.ppo import PPOSettings
 from rayward.cluster.types import AXES
 from tests.tiny import write_tiny, write_tiny_llama
 
 if TYPE_CHECKING:
-    from rayward.actors.policy_session import PolicySession
+    from rayward.actors.sampling.policy_session import PolicySession
 
 BENCHMARK_MODEL_LEN = 900
 
@@ -23,7 +23,7 @@ def benchmark_session(
 ) -> Iterator["PolicySession"]:
     """A byte-level policy that never changes, with room for TruthfulQA's primer and an answer."""
     # Not above: it loads vLLM, which no other test of this folder needs.
-    from rayward.actors.policy_session import PolicySession
+    from rayward.actors.sampling.policy_session import PolicySession
 
     policy = write_tiny(tmp_path_factory.mktemp("policy"), "llama", max_position_embeddings=2048)
     with PolicySession(str(policy), PPOSettings(), {}, BENCHMARK_MODEL_LEN, seed=0) as session:
@@ -35,7 +35,7 @@ def both_session(
     ray_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator["PolicySession"]:
     """A byte-level policy that never changes, and two reward models that read its tokens."""
-    from rayward.actors.policy_session import PolicySession
+    from rayward.actors.sampling.policy_session import PolicySession
 
     policy = write_tiny_llama(tmp_path_factory.mktemp("policy"))
     tokenizer = load_tokenizer(str(policy))

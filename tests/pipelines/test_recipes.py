@@ -6,7 +6,7 @@ import pytest
 
 import rayward.pipelines.recipes
 from rayward.cluster.config.load import load_recipe
-from rayward.pipelines.room import required_cpus
+from rayward.pipelines.run.capacity import required_cpus
 
 FOLDER = Path(rayward.pipelines.recipes.__file__).parent
 RECIPES = sorted(path for path in FOLDER.iterdir() if path.suffix in {".yaml", ".yml"})

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from rayward.actors.models import save_model
+from rayward.actors.models.loading import save_model
 from rayward.cluster.config.tiny_world import LlamaShape, TinyWorldSizes
 from rayward.cluster.errors import InputError
 from rayward.cluster.types import AXES, RISK_CATEGORIES, Prompt
-from rayward.pipelines.model_making import make_llama, make_tokenizer
+from rayward.pipelines.run.start_model import make_llama, make_tokenizer
 from rayward.pipelines.tiny_world import SAFETY_PREPROMPTS, Oracle, TinyWorld, Verdict, generate
 from rayward.pipelines.tiny_world.answers import (
     BLUNT_REFUSALS,

@@ -1,0 +1,1 @@
+"""Transformers models: their kinds, loading and saving, passes and microbatches."""

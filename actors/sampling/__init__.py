@@ -1,0 +1,1 @@
+"""Who samples: vLLM engines, their new weights, and a policy that is asked."""

@@ -1,0 +1,1 @@
+"""Who scores: reward models, judges, and the mixes of two scores."""

@@ -1,0 +1,1 @@
+"""Ray: joining or starting it, placing roles, naming nodes that are lost."""

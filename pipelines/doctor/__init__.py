@@ -1,0 +1,1 @@
+"""`rayward doctor`."""

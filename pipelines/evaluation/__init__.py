@@ -1,0 +1,1 @@
+"""Measuring policies: held-out prompts, TruthfulQA, ToxiGen, and gates."""

@@ -1,0 +1,1 @@
+"""Red teaming: prompts that get through."""

@@ -1,0 +1,201 @@
+"""What each stage of a recipe depends on, and so what it is called.
+
+All names are known before anything is run: a stage is named by its settings, the digests of the
+tables that it reads, and the names of the stages that it starts from. Where processes run, how
+often they save, and how long they may take is no part of a name: nothing that comes out depends
+on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from rayward.cluster.config.recipe import Recipe, StageName
+from rayward.cluster.config.roles import ModelRole
+from rayward.cluster.config.topology import TOPOLOGY
+from rayward.cluster.records.best_samples import best_files
+from rayward.cluster.records.plan import (
+    PREVIOUS,
+    START,
+    PlannedStage,
+    evaluation_of,
+    make_plan,
+    measured_policies,
+    yardsticks,
+)
+from rayward.cluster.runs.artifacts import Artifact, model_identity
+from rayward.cluster.runs.manifest import code_version, file_digest
+from rayward.cluster.types import AXES, Axis
+
+_TABLES: dict[StageName, tuple[str, ...]] = {
+    "sft": ("demonstrations/",),
+    "safety_sft": ("safety_demonstrations/", "demonstrations/"),
+    "reward_safety": ("preferences/",),
+    "reward_helpfulness": ("preferences/",),
+    "rejection_sampling": ("prompts/train",),
+    "ppo": ("prompts/train", "prompts/validation"),
+    "red_teaming": ("prompts/",),
+    "context_distillation": ("prompts/", "demonstrations/"),
+}
+_MEASURED: tuple[str, ...] = ("prompts/held_out", "benchmarks/")
+# What a stage may do with the answers that it draws.
+_SCORING: dict[StageName, tuple[Axis, ...]] = {
+    "rejection_sampling": AXES,
+    "red_teaming": ("safety",),
+    "context_distillation": ("safety",),
+}
+
+
+def name_artifacts(recipe: Recipe, digests: Mapping[str, str], room: int) -> dict[str, Artifact]:
+    """Every stage and measurement of a recipe, by its id.
+
+    Args:
+        recipe: the recipe.
+        digests: SHA-256 of the data's tables, by their names below the data directory.
+        room: the longest conversation that the policies are measured with, in tokens.
+    """
+    named: dict[str, Artifact] = {START: Artifact(START, _start_inputs(recipe, digests))}
+    for stage in make_plan(recipe):
+        if stage.name != "evaluation":
+            named[stage.id] = Artifact(stage.id, _inputs(recipe, stage, digests, named))
+    if recipe.gates is not None and recipe.gates.previous is not None:
+        named[PREVIOUS] = Artifact(PREVIOUS, {"model": model_identity(recipe.gates.previous)})
+    made = yardsticks(recipe)
+    judges = {axis: _reward_model(recipe, axis, made, named) for axis in AXES}
+    for policy in [*measured_policies(recipe), *([PREVIOUS] if PREVIOUS in named else [])]:
+        inputs = {
+            "version": _version(),
+            "seed": recipe.seed,
+            "oracle": recipe.data.tiny_world is not None,
+            "room": room,
+            "settings": _settings(recipe.evaluation),
+            "policy": named[policy].name,
+            "mix": recipe.ppo.mix.model_dump(mode="json"),
+            "rollout": _settings(recipe.ppo.rollout),
+            "reward_models": judges,
+            "judges": _judges(recipe),
+            "data": _chosen(digests, _MEASURED),
+        }
+        named[evaluation_of(policy)] = Artifact(evaluation_of(policy), inputs)
+    return named
+
+
+def _start_inputs(recipe: Recipe, digests: Mapping[str, str]) -> dict[str, Any]:
+    if recipe.model.path is not None:
+        return {"model": model_identity(recipe.model.path)}
+    return {
+        "version": _version(),
+        "make": _settings(recipe.model),
+        "seed": recipe.seed,
+        "data": _chosen(digests, ("demonstrations/",)),
+    }
+
+
+def _inputs(
+    recipe: Recipe,
+    stage: PlannedStage,
+    digests: Mapping[str, str],
+    named: Mapping[str, Artifact],
+) -> dict[str, Any]:
+    settings = getattr(recipe, stage.name)
+    inputs: dict[str, Any] = {
+        "version": _version(),
+        "seed": recipe.seed,
+        # The tiny world has templates and preprompts of its own.
+        "tiny_world": recipe.data.tiny_world is not None,
+        "round": stage.round,
+        "settings": _settings(settings),
+        "data": _chosen(digests, _TABLES[stage.name]),
+        "policy": named[stage.policy].name,
+        "gathered": [named[one].name for one in stage.gathered],
+        "files": _files(settings),
+    }
+    if stage.name == "ppo":
+        inputs["reward_models"] = {
+            axis: _reward_model(recipe, axis, stage.reward_models, named) for axis in AXES
+        }
+        inputs["paths"] = {
+            role: _identity(getattr(recipe.ppo, role).path)
+            for role in ("policy", "critic", "reference")
+        }
+    elif stage.name in _SCORING:
+        inputs["reward_models"] = {
+            axis: _reward_model(recipe, axis, stage.reward_models, named)
+            for axis in _SCORING[stage.name]
+        }
+        inputs["rollout"] = _settings(recipe.ppo.rollout)
+        if stage.name == "rejection_sampling":
+            inputs["mix"] = recipe.ppo.mix.model_dump(mode="json")
+    return inputs
+
+
+def _reward_model(
+    recipe: Recipe, axis: Axis, made: Mapping[Axis, str], named: Mapping[str, Artifact]
+) -> dict[str, Any] | None:
+    """The reward model of an axis, and how it reads; None where there is none."""
+    role = getattr(recipe.ppo, axis)
+    reads = {"settings": _settings(role), "template": _digest(role.chat_template)}
+    if role.path is not None:
+        return reads | {"model": model_identity(role.path)}
+    return reads | {"model": named[made[axis]].name} if axis in made else None
+
+
+def _judges(recipe: Recipe) -> list[dict[str, Any] | None]:
+    evaluation = recipe.evaluation
+    judges: list[ModelRole | None] = [evaluation.judge, evaluation.refusal_judge]
+    if evaluation.truthfulqa is not None:
+        judges += [evaluation.truthfulqa.truth_judge, evaluation.truthfulqa.info_judge]
+    if evaluation.toxigen is not None:
+        judges += [evaluation.toxigen.judge]
+    identities = [None if judge is None else _identity(judge.path) for judge in judges]
+    template = evaluation.judge and _digest(evaluation.judge.chat_template)
+    return [*identities, {"template": template}]
+
+
+def _settings(settings: BaseModel) -> dict[str, Any]:
+    return _without(settings.model_dump(mode="json"))
+
+
+def _without(document: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without(value) if isinstance(value, dict) else value
+        for name, value in document.items()
+        if name not in TOPOLOGY
+    }
+
+
+def _files(settings: BaseModel) -> dict[str, Any]:
+    """Digests of the files that settings name, for what is in them counts, not where they are."""
+    found: dict[str, Any] = {}
+    for name in ("templates", "preprompts"):
+        path = getattr(settings, name, None)
+        if path is not None and Path(path).is_file():
+            found[name] = file_digest(Path(path))
+    for path in getattr(settings, "earlier", []):
+        found[path] = [file_digest(file) for file in best_files(path)]
+    attacker = getattr(settings, "attacker", None)
+    if attacker is not None:
+        found["attacker"] = model_identity(attacker.path)
+    return found
+
+
+def _digest(path: str | None) -> str | None:
+    return file_digest(Path(path)) if path is not None and Path(path).is_file() else None
+
+
+def _identity(path: str | None) -> dict[str, Any] | None:
+    return None if path is None else model_identity(path)
+
+
+def _chosen(digests: Mapping[str, str], prefixes: Sequence[str]) -> dict[str, str]:
+    return {
+        name: digest
+        for name, digest in digests.items()
+        if any(name.lstrip("/").startswith(prefix) for prefix in prefixes)
+    }
+
+
+def _version() -> str | bool | None:
+    return code_version()["version"]

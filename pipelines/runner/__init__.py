@@ -1,0 +1,1 @@
+"""Running a recipe: preflight, reuse, stages in order, promotion, and the runs command."""

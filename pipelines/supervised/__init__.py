@@ -1,0 +1,1 @@
+"""Supervised stages: SFT, safety SFT and the reward models."""

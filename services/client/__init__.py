@@ -1,0 +1,1 @@
+"""The command line's client, and reward functions for other trainers."""

@@ -1,0 +1,1 @@
+"""The gateway: the ASGI application, the Serve application and `rayward serve`."""

@@ -1,0 +1,1 @@
+"""The policy over HTTP, as OpenAI's clients speak to one."""
