@@ -3,8 +3,8 @@
 P: parameters, T: those that are trained, N: ranks, t: padded tokens of a microbatch.
 
 weights      2 P in bfloat16, 4 P in float32; over N with ZeRO-3
-gradients    bfloat16: 2 T, and 4 T for the float32 sums over microbatches (`rayward.actors.learning.zero`);
-             float32: 4 T; over N from ZeRO-2 on
+gradients    bfloat16: 2 T, and 4 T for the float32 sums over microbatches
+             (`rayward.actors.learning.zero`); float32: 4 T; over N from ZeRO-2 on
 optimizer    AdamW, bfloat16: 12 T (float32 weights and two moments); float32: 8 T, and 4 T for
              ZeRO's own copy; over N from ZeRO-1 on
              In bfloat16 that is the 16 bytes per parameter of Rajbhandari et al. 2020 (ZeRO,

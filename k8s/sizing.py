@@ -1,7 +1,8 @@
 """What a recipe takes with models of a given shape: memory by role, GPUs, nodes, the bottleneck.
 
 All models of the recipe have the one shape: the policy and the reference with their head, the
-critic and the reward models with a scalar one. `rayward.k8s.memory` and `rayward.k8s.step_time` have the formulas.
+critic and the reward models with a scalar one. `rayward.k8s.memory` and `rayward.k8s.step_time`
+have the formulas.
 """
 
 from collections.abc import Mapping, Sequence

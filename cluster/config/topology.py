@@ -1,8 +1,8 @@
 """Topology: the settings that say where a recipe runs, and have no part in what comes out.
 
-They are left out of the names of what a run makes (`rayward.pipelines.run.inputs`), and they may differ
-when a run is resumed: a checkpoint fits whatever they say. What changes how learning goes, such as
-the ranks that an optimizer's state is split over, is none of them.
+They are left out of the names of what a run makes (`rayward.pipelines.run.inputs`), and
+they may differ when a run is resumed: a checkpoint fits whatever they say. What changes how
+learning goes, such as the ranks that an optimizer's state is split over, is none of them.
 """
 
 from collections.abc import Mapping

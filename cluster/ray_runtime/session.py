@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partialmethod
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
 from ray._private.parameter import RayParams
+from ray.job_config import JobConfig
 
 from rayward.cluster.errors import InputError
 
@@ -29,7 +30,6 @@ _EXPECTED = "host:port or ray://host:port of a running Ray cluster"
 def ray_session(
     address: str | None,
     cpus: float,
-    workdir: Path,
     environment: Mapping[str, str] | None = None,
     dashboard: bool = False,
 ) -> Iterator[None]:
@@ -40,8 +40,6 @@ def ray_session(
             machine), or None to start one.
         cpus: logical CPUs that the run's roles ask for. An embedded Ray declares at least these,
             because its roles take turns: more processes than cores is by design.
-        workdir: the working directory of this process from here on. Ray puts it first on the
-            workers' path, where a user's own `services/` folder would shadow ours.
         environment: variables for this process and every process of the session.
         dashboard: start an embedded Ray's dashboard too, whose API jobs are submitted to.
 
@@ -50,7 +48,6 @@ def ray_session(
     """
     check_address(address)
     on_terminate = signal.getsignal(signal.SIGTERM)
-    os.chdir(workdir)
     # Ray's metrics agents and usage report do nothing for an embedded session but start slowly.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # DeepSpeed's compiled op lives with the environment that `make setup` built it in.
@@ -60,15 +57,15 @@ def ray_session(
     os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", "")])
     os.environ.update(environment or {})
     if address is None:
-        if dashboard:
-            _let_job_agents_choose_their_port()
-        ray.init(
-            address="local",
-            num_cpus=max(int(cpus + 0.999), os.cpu_count() or 1),
-            include_dashboard=dashboard,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        with _agents_choose_their_port() if dashboard else nullcontext():
+            ray.init(
+                address="local",
+                num_cpus=max(int(cpus + 0.999), os.cpu_count() or 1),
+                include_dashboard=dashboard,
+                job_config=_job_config(),
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
     else:
         # Clusters ask for a token unless told not to, but a driver that joins one at an address
         # does not send its own; this is how Ray itself turns that on, where there is a token.
@@ -76,6 +73,7 @@ def ray_session(
         try:
             ray.init(
                 address=address,
+                job_config=_job_config(),
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 runtime_env={"env_vars": dict(environment)} if environment else None,
@@ -92,13 +90,29 @@ def ray_session(
         ray.shutdown()
 
 
-def _let_job_agents_choose_their_port() -> None:
-    """The agent that starts jobs listens on a fixed port, for which `ray.init` has no argument.
+def _job_config() -> JobConfig:
+    """Workers look for modules where they are installed.
 
-    A second Ray on the machine finds it taken, logs that, and never starts a job.
+    Without this Ray puts the driver's working directory first on their path, where a user's own
+    `queue.py` would stand in for a library's. Nothing else hangs on this field of a driver's.
     """
-    init = partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
+    return JobConfig(_client_job=True)
+
+
+@contextmanager
+def _agents_choose_their_port() -> Iterator[None]:
+    """Start Ray with job agents on free ports, for which `ray.init` has no argument.
+
+    By default they listen on a fixed one. A second Ray on the machine finds it taken, logs that,
+    and never starts a job.
+    """
+    before = RayParams.__init__
+    init = partialmethod(before, dashboard_agent_listen_port=0)
     RayParams.__init__ = init  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        RayParams.__init__ = before  # type: ignore[method-assign]
 
 
 def check_address(address: str | None) -> None:

@@ -2,8 +2,8 @@
 
 A stage's result, as `RunDirectory.complete_stage` takes it, has `seconds` beside its own keys.
 A reward model's has `evaluation`, a RewardModelEvaluation or None, and may have
-`safety_calibration`, a SafetyCalibration. That of PPO has those of `rayward.pipelines.ppo.loop.PPOResult`. A
-measurement's, under `evaluation/POLICY`, has `evaluation`, a StageEvaluation.
+`safety_calibration`, a SafetyCalibration. That of PPO has those of `PPOResult`. A measurement's,
+under `evaluation/POLICY`, has `evaluation`, a StageEvaluation.
 """
 
 from collections.abc import Mapping

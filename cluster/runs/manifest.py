@@ -19,7 +19,14 @@ _PACKAGES = {
 }
 _ROOMS = ("actors", "cluster", "pipelines")
 _SOURCES = (".py", ".yaml")
-_SHOWS = ("cli", "doctor", "report", "runs_command", "summary")
+_SHOWS = (
+    "cluster/cli.py",
+    "cluster/records/summary.py",
+    "pipelines/cli.py",
+    "pipelines/doctor/",
+    "pipelines/report/",
+    "pipelines/runner/runs_command.py",
+)
 
 
 def code_version() -> dict[str, str | bool | None]:
@@ -58,11 +65,13 @@ def source_digest() -> str:
 
     What only shows results, or looks at the machine, is no part of it.
     """
-    root, total = Path(__file__).resolve().parents[1], hashlib.sha256()
+    # The folder of the rooms: the package's, or a checkout's, whose package links to them.
+    root, total = Path(__file__).resolve().parents[2], hashlib.sha256()
     for room in _ROOMS:
         for path in sorted((root / room).rglob("*")):
-            if path.suffix in _SOURCES and not path.name.startswith(_SHOWS):
-                total.update(f"{path.relative_to(root).as_posix()}\0{file_digest(path)}\n".encode())
+            name = path.relative_to(root).as_posix()
+            if path.suffix in _SOURCES and not name.startswith(_SHOWS):
+                total.update(f"{name}\0{file_digest(path)}\n".encode())
     return "sha256:" + total.hexdigest()
 
 

@@ -3,8 +3,8 @@
     {"stage": "ppo", "step": 3, "time": 1700000000.0, "critic/rewards/mean": 0.41, ...}
 
 `time` is in seconds since 1970. Names with a unit of time under `timing/` are in seconds.
-TensorBoard sees each stage as a run of its own, TENSORBOARD/STAGE. Trackers (`rayward.cluster.trackers.tracking`)
-get every line once it is in the file.
+TensorBoard sees each stage as a run of its own, TENSORBOARD/STAGE. Trackers
+(`rayward.cluster.trackers.tracking`) get every line once it is in the file.
 """
 
 import json

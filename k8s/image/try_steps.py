@@ -111,7 +111,8 @@ class Scratch:
         to = to / source.name if into else to
         to.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, to, ignore=shutil.ignore_patterns("__pycache__"))
+            unwanted = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, to, symlinks=True, ignore=unwanted)
         else:
             shutil.copy(source, to)
 

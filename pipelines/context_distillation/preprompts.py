@@ -106,10 +106,8 @@ def load_preprompts(path: str | None, tiny_world: bool) -> Preprompts:
     Raises:
         InputError: names the file, the entry (from 0), and what is wrong.
     """
-    default = (
-        files("rayward.pipelines.tiny_world" if tiny_world else "rayward.pipelines.context_distillation")
-        / "preprompts.yaml"
-    )
+    folder = "tiny_world" if tiny_world else "context_distillation"
+    default = files("rayward.pipelines") / folder / "preprompts.yaml"
     file: Path | Traversable = default if path is None else Path(path)
     content = read_file(file, _PrepromptsFile, _SETTING)
     require_text(content.generic, file, "generic")

@@ -80,7 +80,7 @@ def check_ray(place: Place) -> str:
     """Start or join Ray and run a task on every node."""
     from rayward.cluster.ray_runtime.session import ray_session
 
-    with ray_session(place.address, 1, Path.cwd()):
+    with ray_session(place.address, 1):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -205,7 +205,7 @@ def check_weight_sync(place: Place) -> str:
     folder = Path.cwd()
     _, learned = _make_tiny_llama(folder / "learner", seed=0)
     tokenizer, other = _make_tiny_llama(folder / "sampler", seed=1)
-    with ray_session(place.address, 2, folder):
+    with ray_session(place.address, 2):
         import ray
 
         from rayward.actors.learning.learner import Learner

@@ -109,7 +109,7 @@ def _run_stages(
         run.promoted_path.unlink(missing_ok=True)
         todo = [stage for stage in make_plan(recipe) if not _is_there(context, stage)]
         with timed("ray"):
-            resources.enter_context(ray_session(address, required_cpus(recipe), run.root))
+            resources.enter_context(ray_session(address, required_cpus(recipe)))
             # Before Ray goes, whatever still runs on it.
             resources.callback(context.sessions.close)
             resources.enter_context(NamingLostNodes())

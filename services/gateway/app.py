@@ -4,8 +4,8 @@
                     ├─► policy                vLLM
                     └─► jobs                  on Ray's job submission API
 
-`rayward.services.gateway.app:build` is the import path for Serve's own configuration files; its arguments are
-those of `rayward serve`.
+`rayward.services.gateway.app:build` is the import path for Serve's own configuration
+files; its arguments are those of `rayward serve`.
 """
 
 from typing import Any

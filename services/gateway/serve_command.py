@@ -105,7 +105,7 @@ def _settings(
 
 
 def _absolute(kept: dict[str, Any]) -> dict[str, Any]:
-    """Paths of what need not exist yet; the service works elsewhere than where it was started."""
+    """Paths of what need not exist yet: jobs work elsewhere than where the service was started."""
     for section, name in (("jobs", "runs_root"), ("keys", "path")):
         value = (kept[section] or {}).get(name)
         if value is not None and "://" not in value:
@@ -128,7 +128,7 @@ def _serve(settings: ServingSettings, address: str | None) -> None:
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         announce("starting Ray")
-        with ray_session(address, _EMBEDDED_CPUS, Path(folder), environment, dashboard=True):
+        with ray_session(address, _EMBEDDED_CPUS, environment, dashboard=True):
             http = settings.http
             serve.start(
                 # The gateway has its own time-outs, which no client can change; this one is

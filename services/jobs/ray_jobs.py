@@ -109,7 +109,9 @@ class RayJobs:
         words += ["--address", _address()]
         # A shell in between would keep signals from the program. Ray's own copy of the output
         # goes with the cluster, and can be had only whole.
-        entrypoint = f"exec {shlex.join(words)} >> {shlex.quote(str(log))} 2>&1"
+        # A relative path in a recipe must not mean a file beside the service.
+        folder = shlex.quote(str(log.parent))
+        entrypoint = f"cd {folder} && exec {shlex.join(words)} >> {shlex.quote(str(log))} 2>&1"
         stop = {"RAY_JOB_STOP_WAIT_TIME_S": str(self._stop_grace_s)}
         try:
             self._connected().submit_job(

@@ -29,12 +29,12 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_where_nobody_listens_is_said_at_once(tmp_path: Path, scheme: str) -> None:
+def test_where_nobody_listens_is_said_at_once(scheme: str) -> None:
     """And the process is left where it was, with its environment as it was."""
     address = f"{scheme}127.0.0.1:{free_port()}"
     here, environment = Path.cwd(), dict(os.environ)
     began = time.monotonic()
-    with pytest.raises(InputError) as caught, ray_session(address, 1, tmp_path):
+    with pytest.raises(InputError) as caught, ray_session(address, 1):
         pytest.fail("the session began")
     assert time.monotonic() - began < 10
     assert (caught.value.field, caught.value.value) == ("--address", address)
@@ -107,7 +107,7 @@ def test_what_answers_but_is_no_cluster_is_bad_input(
     monkeypatch.chdir(tmp_path)
     with (
         pytest.raises(InputError, match=r"--address: got 'auto', .* any running Ray instance"),
-        ray_session("auto", 1, tmp_path),
+        ray_session("auto", 1),
     ):
         pytest.fail("the session began")
 
@@ -122,10 +122,10 @@ def test_an_embedded_ray_has_room_for_roles_that_take_turns(
     monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
     monkeypatch.chdir(tmp_path)
     many = (os.cpu_count() or 1) + 40
-    with ray_session(None, many + 0.25, tmp_path):
+    with ray_session(None, many + 0.25):
         assert Path.cwd() == tmp_path
         assert not ended
-    with ray_session(None, 0.5, tmp_path):
+    with ray_session(None, 0.5):
         pass
     assert [one["num_cpus"] for one in asked] == [many + 1, os.cpu_count()]
     assert asked[0]["address"] == "local"  # never another run's Ray

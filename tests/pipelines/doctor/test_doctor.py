@@ -264,7 +264,8 @@ def test_the_table_is_for_people(tmp_path: Path) -> None:
     assert progress.startswith("doctor: checking Memory, Disk\n")
     # It has to start where torch is broken, and Ray.
     code = (
-        "import sys; from rayward.cluster.cli import make_app; make_app(); import rayward.pipelines.doctor.doctor\n"
+        "import sys; from rayward.cluster.cli import make_app; make_app()\n"
+        "import rayward.pipelines.doctor.doctor\n"
         "print({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
