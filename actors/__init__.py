@@ -1,1 +1,1 @@
-"""Who acts: one model role per file, and the maths that the roles share."""
+"""Who acts? The model roles of a run, and the maths that they share."""

@@ -1,1 +1,1 @@
-"""Where does it run: configuration, data types, Ray sessions, placement, run directories."""
+"""Where does it run? Configuration, data types, records, run directories, trackers, and Ray."""

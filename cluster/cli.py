@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 import typer
 
-from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.recipe import recipe_type
 from rayward.cluster.errors import GateFailed, InputError, NodeLost, RunStopped
 
 _EXIT_BAD_INPUT = 2
@@ -25,7 +25,7 @@ def _config() -> None:
 @config_app.command("schema")
 def schema_command() -> None:
     """Print the JSON Schema of recipes, with which editors complete them."""
-    print(json.dumps(Recipe.model_json_schema(), indent=1))
+    print(json.dumps(recipe_type().model_json_schema(), indent=1))
 
 
 def make_app() -> typer.Typer:

@@ -1,8 +1,9 @@
 """What a run tells the person who waits for it, on stderr."""
 
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -61,7 +62,7 @@ def _bar(console: Console, name: str, total: int, done: int) -> Iterator[Advance
         TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}", markup=False),
     )
-    with Progress(*columns, console=console) as progress:
+    with _shown_together(lambda: Progress(*columns, console=console)) as progress:
         task = progress.add_task(name, total=total, completed=done, numbers="")
 
         def advance(amount: int = 1, numbers: Mapping[str, float] | None = None) -> None:
@@ -70,6 +71,28 @@ def _bar(console: Console, name: str, total: int, done: int) -> Iterator[Advance
                 progress.update(task, numbers=_as_text(numbers))
 
         yield advance
+
+
+_shown: list[Progress] = []
+"""The display that is there, once for each stage that shows a bar in it: a terminal has room for
+one, and stages that run side by side have their bars under one another."""
+_showing = threading.Lock()
+
+
+@contextmanager
+def _shown_together(make: Callable[[], Progress]) -> Iterator[Progress]:
+    with _showing:
+        progress = _shown[0] if _shown else make()
+        if not _shown:
+            progress.start()
+        _shown.append(progress)
+    try:
+        yield progress
+    finally:
+        with _showing:
+            _shown.pop()
+            if not _shown:
+                progress.stop()
 
 
 @contextmanager

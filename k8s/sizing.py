@@ -27,6 +27,7 @@ from rayward.k8s.packing import plan_nodes
 from rayward.k8s.shapes import Shape
 from rayward.k8s.step_time import ETHERNET_GBIT, GPUS_PER_NODE, StepTime, step_time
 from rayward.pipelines.run.capacity import moments
+from rayward.pipelines.stage import stages_of
 
 GIB = 2**30
 GPU_MEMORY_GIB = {"gpu": 80.0, "gpu-large": 167.0}
@@ -117,7 +118,7 @@ def size(
     """
     gpu_memory = gpu_memory_gib * GIB
     roles = _fits(recipe, shape)
-    if "ppo" in recipe.stages:
+    if any(isinstance(stage.settings(recipe), PPOSettings) for stage in stages_of(recipe)):
         roles += _ppo_roles(recipe.ppo, shape, gpu_memory)
     roles = [
         replace(one, fits=one.memory.total <= one.share * gpu_memory)
@@ -139,13 +140,11 @@ def size(
 
 
 def _fits(recipe: Recipe, shape: Shape) -> list[RoleSize]:
-    found = []
-    for stage in recipe.stages:
-        settings = getattr(recipe, stage)
-        fit = getattr(settings, "fit", settings)
-        if isinstance(fit, SupervisedSettings):
-            found.append(_fit(stage, fit, shape))
-    return found
+    return [
+        _fit(stage.name, settings, shape)
+        for stage in stages_of(recipe)
+        for settings in stage.fits(recipe).values()
+    ]
 
 
 def _fit(name: str, settings: SupervisedSettings, shape: Shape) -> RoleSize:

@@ -1,1 +1,1 @@
-"""What happens: one verb per file, and the recipe that chains them."""
+"""What happens? The stages of a run, what runs them, and the report."""

@@ -1,1 +1,1 @@
-"""Who may ask: the HTTP surface. Serving and the job API build on `cluster` and `actors` here."""
+"""Who may ask? The HTTP surface: reward scoring, the policy, and jobs."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rayward.cluster.config.load import parse_recipe
-from rayward.cluster.config.recipe import REWARD_STAGES, Recipe
+from rayward.cluster.config.recipe import Recipe
 from rayward.cluster.records.plan import (
     PlannedStage,
     evaluation_of,
@@ -19,6 +19,7 @@ from rayward.cluster.records.rates import ORACLE, StageEvaluation
 from rayward.cluster.records.samples import Sample, read_samples, write_samples
 from rayward.cluster.records.summary import write_summary
 from rayward.cluster.runs.run_directory import RunDirectory, write_json
+from rayward.cluster.stages import reward_stage
 from rayward.cluster.trackers.metrics import MetricsWriter
 from rayward.cluster.types import AXES, RATINGS, Axis, PreferencePair, Prompt
 from rayward.pipelines.evaluation.gates import check_policy
@@ -196,7 +197,7 @@ def stage_result(stage: PlannedStage, rng: np.random.Generator) -> dict[str, Any
         found = red_teaming_summary(21, 4)
         return {"seconds": 9.0, "red_teaming": found.model_dump(mode="json")}
     for axis in AXES:
-        if stage.name == REWARD_STAGES[axis]:
+        if stage.name == reward_stage(axis):
             return reward_result(axis, rng)
     result = {"seconds": 30.0, "fit": FIT, "held_out_loss": None}
     if stage.name == "context_distillation":

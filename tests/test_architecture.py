@@ -1,8 +1,7 @@
-"""The rules of the house: who may import whom, how long a file is, what is never committed."""
+"""The rules of the house: who may import whom, what loads no engine, how large things are."""
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from rayward.cluster.stages import declared_stages
+
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "rayward"
 ROOMS = ("cluster", "actors", "pipelines", "services", "k8s")
 MAY_IMPORT = {
     "cluster": {"cluster"},
@@ -22,18 +24,98 @@ MAY_IMPORT = {
     "k8s": {"cluster", "actors", "pipelines", "k8s"},
 }
 HEAVY = {"torch", "transformers", "vllm", "deepspeed"}
+ENGINES = ("torch", "vllm", "deepspeed", "ray")
 LONGEST_FILE = 350
+MOST_MODULES = 20
+
+# Folders and files of `pipelines/` that may import what stands to the right of them.
+STAGES = (
+    "supervised",
+    "rejection_sampling",
+    "ppo",
+    "red_teaming",
+    "context_distillation",
+    "evaluation",
+)
+STAGES_MAY_IMPORT = {"stage", "run", "report", "tiny_world"}
+FOLDERS_MAY_IMPORT = {
+    **{stage: STAGES_MAY_IMPORT for stage in STAGES},
+    # The two that learn from samples of their own use the supervised fit.
+    "rejection_sampling": STAGES_MAY_IMPORT | {"supervised"},
+    "context_distillation": STAGES_MAY_IMPORT | {"supervised"},
+    # Rewrites by a model are cleaned as imported prompts are.
+    "red_teaming": STAGES_MAY_IMPORT | {"data"},
+    "stage": set(),
+    "run": {"stage", "tiny_world"},
+    "report": {"stage", "evaluation"},
+    "runner": {"stage", "run", "report", *STAGES},
+    "data": set(),
+    "doctor": {"run"},
+    "tiny_world": set(),
+    "recipes": set(),
+    "cli": {"data", "doctor", "runner"},
+}
+# What services are made of, from what others stand on to what nothing does.
+SERVICES = ("http", "rewards", "policy", "jobs", "gateway")
+
+BARE = re.compile(rf"^\s*(?:from|import) (?:{'|'.join(ROOMS)})\b", re.MULTILINE)
+
+# Read by whoever only looks at a run or at a recipe.
+WITHOUT_ENGINES = (
+    "rayward",
+    "rayward.cluster.config.load",
+    "rayward.cluster.stages",
+    "rayward.pipelines.report.report",
+    "rayward.pipelines.ppo.advantages",
+    "rayward.pipelines.ppo.experience",
+    "rayward.pipelines.evaluation.gates",
+    "rayward.pipelines.evaluation.judgements",
+    "rayward.services.gateway.from_run",
+)
+# The stages of a recipe that names none, and a key of a result.
+NAMED = {
+    *(
+        ("rayward.cluster.config.recipe", stage)
+        for stage in ("sft", "reward_safety", "reward_helpfulness", "ppo")
+    ),
+    ("rayward.cluster.records.red_teaming", "red_teaming"),
+}
 
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the rooms, by its dotted name."""
+    """Every module of the rooms, by its dotted name; not the programs beside the image."""
     found = {}
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+            parts = (PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)
+            if "image" not in parts:
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
+
+
+def room_of(name: str) -> str:
+    """`cluster` of `rayward.cluster.x`; empty for the package itself and for other packages."""
+    package, _, rest = name.partition(".")
+    return rest.partition(".")[0] if package == PACKAGE else ""
+
+
+def part_of(name: str) -> str:
+    """What stands directly in a room: a folder, or a module of its own."""
+    return ".".join(name.split(".")[1:3])
+
+
+@cache
+def between_parts() -> dict[str, set[str]]:
+    """Which parts import which, at import time or later; types alone do not count."""
+    arrows: dict[str, set[str]] = {}
+    for name in modules():
+        for node in executed(tree(name)):
+            for target in imported(name, node):
+                known = target if target in modules() else target.rpartition(".")[0]
+                if known in modules() and known.count(".") > 1 and name.count(".") > 1:
+                    arrows.setdefault(part_of(name), set()).add(part_of(known))
+    return {part: targets - {part} for part, targets in arrows.items()}
 
 
 @cache
@@ -61,6 +143,15 @@ def all_imports(name: str) -> set[str]:
     return {target for node in ast.walk(tree(name)) for target in imported(name, node)}
 
 
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that may run, but for those under TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from executed(child)
+
+
 def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes that run when a module is imported, but for those under TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
@@ -81,11 +172,39 @@ def test_the_walk_sees_the_rooms() -> None:
     } <= modules().keys()
     assert "torch" in all_imports("rayward.actors.models.loading")
     # Inside a function only.
-    assert "rayward.pipelines.runner.run_recipe" in all_imports("rayward.pipelines.cli")
-    later = {
-        t for node in at_import_time(tree("rayward.pipelines.cli")) for t in imported("", node)
-    }
-    assert "rayward.pipelines.runner.run_recipe" not in later
+    runner = "rayward.pipelines.runner.run_recipe"
+    assert runner in all_imports("rayward.pipelines.cli")
+    cli = tree("rayward.pipelines.cli")
+    assert runner not in {t for node in at_import_time(cli) for t in imported("", node)}
+    assert "pipelines.runner" in between_parts()["pipelines.cli"]
+
+
+def test_every_room_is_linked_into_the_package() -> None:
+    for room in ROOMS:
+        link = ROOT / "src" / PACKAGE / room
+        assert link.is_symlink()
+        assert not link.readlink().is_absolute()
+        assert link.resolve() == ROOT / room
+    ours = {path.name for path in (ROOT / "src" / PACKAGE).iterdir()} - {"__pycache__"}
+    assert ours == {"__init__.py", *ROOMS}
+
+
+def test_nobody_imports_a_room_by_its_bare_name() -> None:
+    """In a checkout the rooms lie on the path of who starts Python there, and would be there twice.
+
+    Also in tests, benchmarks, and what is written down for processes of their own.
+    """
+    wrong = []
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]:
+        texts = [path.read_text(encoding="utf-8")]
+        texts += [
+            node.value
+            for node in ast.walk(ast.parse(texts[0]))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        wrong += [path.name for text in texts if BARE.search(text)]
+    wrong += [name for name, path in modules().items() if BARE.search(path.read_text())]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -93,11 +212,57 @@ def test_imports_go_one_way(room: str) -> None:
     wrong = [
         f"{name} imports {target}"
         for name in modules()
-        if name.split(".")[0] == room
+        if room_of(name) == room
         for target in sorted(all_imports(name))
-        if target.split(".")[0] in set(ROOMS) - MAY_IMPORT[room]
+        if room_of(target) in set(ROOMS) - MAY_IMPORT[room]
     ]
     assert wrong == []
+
+
+def test_folders_of_pipelines_import_as_they_may() -> None:
+    """records < run < stages < runner; no stage imports another, but for its fit."""
+    found = {
+        part.partition(".")[2]: {
+            target.partition(".")[2] for target in targets if target.startswith("pipelines.")
+        }
+        for part, targets in between_parts().items()
+        if part.startswith("pipelines.")
+    }
+    assert found.keys() <= FOLDERS_MAY_IMPORT.keys()
+    wrong = {part: targets - FOLDERS_MAY_IMPORT[part] for part, targets in found.items()}
+    assert {part: targets for part, targets in wrong.items() if targets} == {}
+    assert found["runner"] >= {"run", "evaluation"}
+
+
+def test_folders_of_services_stand_on_one_another() -> None:
+    for index, folder in enumerate(SERVICES):
+        own = between_parts()[f"services.{folder}"]
+        above = {f"services.{one}" for one in SERVICES[index + 1 :]}
+        assert own & above == set(), folder
+
+
+def test_no_folders_import_in_a_circle() -> None:
+    arrows = between_parts()
+    done: set[str] = set()
+
+    def visit(part: str, way: list[str]) -> None:
+        if part in way:
+            pytest.fail(" -> ".join([*way[way.index(part) :], part]))
+        if part not in done:
+            for target in sorted(arrows.get(part, ())):
+                visit(target, [*way, part])
+            done.add(part)
+
+    for part in arrows:
+        visit(part, [])
+    assert len(done) > 40
+
+
+def test_no_folder_is_full() -> None:
+    folders: dict[Path, int] = {}
+    for path in modules().values():
+        folders[path.parent] = folders.get(path.parent, 0) + 1
+    assert {str(folder): n for folder, n in folders.items() if n > MOST_MODULES} == {}
 
 
 def test_no_room_imports_the_tests_or_the_benchmarks() -> None:
@@ -114,27 +279,71 @@ def test_cluster_knows_no_model_library() -> None:
     wrong = [
         f"{name} imports {target}"
         for name in modules()
-        if name.split(".")[0] == "cluster"
+        if room_of(name) == "cluster"
         for target in sorted(all_imports(name))
         if target.split(".")[0] in HEAVY
     ]
     assert wrong == []
 
 
-def test_configuration_and_command_line_load_without_torch() -> None:
+def loaded_by(*names: str) -> str:
+    """Which engines a fresh process has loaded once it has imported some modules."""
+    code = (
+        f"import sys\nimport {', '.join(names)}\n"
+        f"print([one for one in {ENGINES} if one in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_what_only_reads_loads_no_engine() -> None:
+    """Records, report, advantages, experience, gates, configuration, and what stages declare."""
+    records = [name for name in modules() if part_of(name) == "cluster.records"]
+    configuration = [name for name in modules() if part_of(name) == "cluster.config"]
+    stages = [name for name in modules() if name.endswith(".stage")]
+    assert len(records) > 10
+    assert len(stages) == len(STAGES) + 1
+    assert loaded_by(*WITHOUT_ENGINES, *records, *configuration, *stages) == "[]"
+    # What does load them is seen.
+    assert "'ray'" in loaded_by("rayward.cluster.ray_runtime.session")
+
+
+def test_the_command_line_loads_no_engine() -> None:
     """Through other libraries too; so `rayward --help` and bad input answer at once."""
     code = (
-        "import sys, rayward.cluster.config.recipe, rayward.cluster.config.load\n"
-        f"heavy = {sorted(HEAVY | {'ray'})!r}\n"
-        "print([one for one in heavy if one in sys.modules])\n"
-        "from rayward.cluster.cli import make_app\n"
-        "make_app()\n"
+        "import sys\nfrom rayward.cluster.cli import make_app\nmake_app()\n"
         f"print([one for one in {sorted(HEAVY)!r} if one in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True
     )
-    assert done.stdout.split("\n") == ["[]", "[]", ""]
+    assert done.stdout == "[]\n"
+
+
+def test_nobody_but_a_stage_goes_by_its_name() -> None:
+    """What holds for one stage alone is said in its folder, where the contract asks for it.
+
+    Elsewhere a stage's name is never a text that is compared, looked up or listed: its section of
+    a recipe is a field. A stage may name those whose data it gathers.
+    """
+    # "evaluation" is also what a result calls its numbers.
+    making = {name for name, one in declared_stages().items() if one.makes != "measurements"}
+    named = set()
+    for name, path in modules().items():
+        own = {stage for stage in making if folder_of(stage) == path.parent}
+        if name.endswith(".stage"):
+            own |= {one for stage in own for one in declared_stages()[stage].gathers}
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.Constant) and node.value in making - own:
+                named.add((name, node.value))
+    assert named == NAMED
+
+
+def folder_of(stage: str) -> Path:
+    module = type(declared_stages()[stage]).__module__
+    return modules()[module].parent
 
 
 def test_modules_import_in_no_circle() -> None:
@@ -202,48 +411,9 @@ def test_every_command_and_plugin_of_the_project_exists() -> None:
             if isinstance(node, ast.Assign)
             for target in node.targets
             if isinstance(target, ast.Name)
-        } | {node.name for node in tree(module).body if isinstance(node, ast.FunctionDef)}
+        } | {
+            node.name
+            for node in tree(module).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
         assert attribute in names, entry
-
-
-@pytest.fixture(scope="module")
-def committed() -> dict[str, str]:
-    """Every committed text file, as it lies here."""
-    if shutil.which("git") is None:
-        pytest.skip("git is not there to say what is committed")
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False
-    )
-    if listed.returncode:
-        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
-    texts = {}
-    for name in filter(None, listed.stdout.split("\0")):
-        path = ROOT / name
-        if path.is_file() and b"\0" not in (data := path.read_bytes()):
-            texts[name] = data.decode("utf-8")
-    assert "pyproject.toml" in texts
-    return texts
-
-
-def test_no_committed_file_names_a_path_of_this_machine(committed: dict[str, str]) -> None:
-    places = {str(ROOT), str(ROOT.parent), str(Path.home()), sys.prefix}
-    # A short place such as / or /app, in a container, is a part of many harmless texts.
-    places = {place for place in places if len(Path(place).parts) > 2 or place == str(ROOT)}
-    pattern = re.compile("|".join(rf"{re.escape(place)}(?![\w-])" for place in sorted(places)))
-    assert [name for name, text in committed.items() if pattern.search(text)] == []
-
-
-def test_no_committed_file_names_a_package_index(committed: dict[str, str]) -> None:
-    """Where packages come from is the machine's business: pip's own settings say it."""
-    pattern = re.compile(
-        r"--(extra-)?(index-url|find-links)[= ]\S*://|^\s*(extra-)?index-url\s*=|://\S*/simple\b"
-        r"|^\s*\[\[tool\.uv\.index\]\]",
-        re.MULTILINE,
-    )
-    assert pattern.search("--index-url https://example.org/simple")
-    assert pattern.search('index-url = "https://example.org"')
-    own = Path(__file__).resolve().relative_to(ROOT).as_posix()
-    wrong = [name for name, text in committed.items() if name != own and pattern.search(text)]
-    assert wrong == []
-    for name in ("pyproject.toml", "requirements/lock.txt", "requirements/setup.sh", "Makefile"):
-        assert "://" not in committed[name], name

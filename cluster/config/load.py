@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from rayward.cluster.config.faults import as_input_error
 from rayward.cluster.config.overlays import Overlay, blamed, merged
-from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.recipe import Recipe, recipe_type
 from rayward.cluster.config.serving import ServingSettings
 from rayward.cluster.errors import InputError
 
@@ -121,7 +121,7 @@ def parse_recipe(document: dict[str, Any]) -> Recipe:
     Raises:
         InputError: names the first wrong setting and how many others are wrong.
     """
-    return _parse(Recipe, document)
+    return _parse(recipe_type(), document)
 
 
 def parse_serving(document: dict[str, Any]) -> ServingSettings:

@@ -1,8 +1,11 @@
 """The recipe: everything that a run needs to know, as one document."""
 
-from typing import Literal, Self
+from functools import cache
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, create_model, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from rayward.cluster.config.base import Settings
 from rayward.cluster.config.context_distillation import ContextDistillationSettings
@@ -20,38 +23,27 @@ from rayward.cluster.config.supervised import (
 from rayward.cluster.config.tiny_world import LlamaShape, TinyWorldSizes
 from rayward.cluster.config.tracking import TrackingSettings
 from rayward.cluster.errors import InputError
-from rayward.cluster.types import AXES, Axis
+from rayward.cluster.stages import declared_stages, reward_stage
+from rayward.cluster.types import AXES
 
-StageName = Literal[
-    "sft",
-    "safety_sft",
-    "reward_safety",
-    "reward_helpfulness",
-    "rejection_sampling",
-    "ppo",
-    "red_teaming",
-    "context_distillation",
-    "evaluation",
-]
-POLICY_STAGES: tuple[StageName, ...] = (
-    "sft",
-    "safety_sft",
-    "rejection_sampling",
-    "ppo",
-    "context_distillation",
-)
-"""The stages that make a policy."""
-REWARD_STAGES: dict[Axis, StageName] = {
-    "safety": "reward_safety",
-    "helpfulness": "reward_helpfulness",
-}
-"""The stages that make a reward model."""
-_SCORES_NEEDED: dict[StageName, tuple[Axis, ...]] = {
-    "rejection_sampling": AXES,
-    "ppo": AXES,
-    "red_teaming": ("safety",),
-    "context_distillation": ("safety",),
-}
+
+def _known(name: str) -> str:
+    if name not in declared_stages():
+        known = ", ".join(map(repr, declared_stages()))
+        raise PydanticCustomError("unknown_stage", "Input should be {known}", {"known": known})
+    return name
+
+
+class _StageNames:
+    """The names of the stages that are installed, where a schema is asked for."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {**handler(schema), "enum": list(declared_stages())}
+
+
+StageName = Annotated[str, AfterValidator(_known), _StageNames()]
 
 
 class DataSettings(Settings):
@@ -133,18 +125,22 @@ class Recipe(Settings):
         if repeated:
             expected = f"each stage at most once; repeated: {', '.join(repeated)}"
             raise InputError("stages", self.stages, expected)
-        for last in ("context_distillation", "evaluation"):
-            after = self.stages[self.stages.index(last) + 1 :] if last in self.stages else []
-            if [stage for stage in after if stage != "evaluation"]:
-                raise InputError("stages", self.stages, f"{last} after all others")
+        declared = [declared_stages()[name] for name in self.stages]
+        for index, stage in enumerate(declared):
+            may_follow = [
+                one.makes == "measurements" or (stage.makes != "measurements" and one.last)
+                for one in declared[index + 1 :]
+            ]
+            if stage.last and not all(may_follow):
+                raise InputError("stages", self.stages, f"{stage.name} after all others")
         return self
 
     @model_validator(mode="after")
     def _scores_can_be_had(self) -> Self:
         for axis in AXES:
             role = getattr(self.ppo, axis)
-            stage = REWARD_STAGES[axis]
-            needing = [name for name in self.stages if axis in _SCORES_NEEDED.get(name, ())]
+            stage = reward_stage(axis)
+            needing = [name for name in self.stages if axis in declared_stages()[name].needs]
             if not needing or role.path is not None:
                 continue
             if stage not in self.stages:
@@ -158,15 +154,18 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _adapters_end_the_recipe(self) -> Self:
-        lora = self.ppo.policy.lora
-        if "ppo" not in self.stages or lora is None or lora.save_as != "adapter":
-            return self
-        behind = [one for one in self.stages[self.stages.index("ppo") + 1 :] if one != "evaluation"]
-        if behind:
-            raise InputError(
-                "ppo.policy.lora.save_as",
-                lora.save_as,
-                f"merged, because {behind[0]} starts from the whole model",
-            )
+    def _stages_agree(self) -> Self:
+        for name in self.stages:
+            declared_stages()[name].check_recipe(self)
         return self
+
+
+@cache
+def recipe_type() -> type[Recipe]:
+    """`Recipe`, with a section for each installed stage that it does not have by itself."""
+    others: dict[str, Any] = {
+        name: (stage.Settings, Field(default=stage.Settings(), description=stage.label))
+        for name, stage in declared_stages().items()
+        if name not in Recipe.model_fields
+    }
+    return create_model("Recipe", __base__=Recipe, **others) if others else Recipe

@@ -8,29 +8,21 @@ end:    context_distillation, evaluation
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rayward.cluster.config.recipe import POLICY_STAGES, REWARD_STAGES, Recipe, StageName
+from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.stages import declared_stages, makes_policy, reward_stage
 from rayward.cluster.types import AXES, Axis
 
 START = "start"
 """The policy that a recipe starts from."""
 PREVIOUS = "previous"
 """The policy that a recipe's last one is held against, where its gates name one."""
-_LAST: tuple[StageName, ...] = ("context_distillation", "evaluation")
-# Whose data each stage takes up, where that stage came before it.
-_GATHERS: dict[StageName, tuple[StageName, ...]] = {
-    "sft": ("rejection_sampling",),
-    "rejection_sampling": ("rejection_sampling", "red_teaming"),
-    "ppo": ("red_teaming",),
-    "red_teaming": ("red_teaming",),
-    "context_distillation": ("red_teaming",),
-}
 
 
 @dataclass(frozen=True)
 class PlannedStage:
     """One stage of one round. Stages are named by their ids."""
 
-    name: StageName
+    name: str
     round: int
     id: str
     """The stage's name, with the round behind it from the second on: "ppo", "ppo-2"."""
@@ -44,7 +36,7 @@ class PlannedStage:
     @property
     def makes_policy(self) -> bool:
         """Whether a policy comes out."""
-        return self.name in POLICY_STAGES
+        return makes_policy(self.name)
 
 
 def make_plan(recipe: Recipe) -> list[PlannedStage]:
@@ -52,22 +44,24 @@ def make_plan(recipe: Recipe) -> list[PlannedStage]:
     plan: list[PlannedStage] = []
     policy, reward_models = START, dict[Axis, str]()
 
-    def add(name: StageName, number: int, stage_id: str) -> None:
+    def add(name: str, number: int, stage_id: str) -> None:
         nonlocal policy
-        gathered = tuple(one.id for one in plan if one.name in _GATHERS.get(name, ()))
+        declared = declared_stages()[name]
+        gathered = tuple(one.id for one in plan if one.name in declared.gathers)
         plan.append(PlannedStage(name, number, stage_id, policy, dict(reward_models), gathered))
-        policy = stage_id if name in POLICY_STAGES else policy
-        reward_models.update({axis: stage_id for axis in AXES if name == REWARD_STAGES[axis]})
+        policy = stage_id if makes_policy(name) else policy
+        if declared.axis is not None:
+            reward_models[declared.axis] = stage_id
 
     for number in range(1, recipe.rounds + 1):
         # A new round starts from the base model, with the data gathered so far.
         policy = START
         reward_models.clear()
         for name in recipe.stages:
-            if name not in _LAST:
+            if not declared_stages()[name].last:
                 add(name, number, name if number == 1 else f"{name}-{number}")
-    for name in _LAST:
-        if name in recipe.stages:
+    for name in recipe.stages:
+        if declared_stages()[name].last:
             add(name, recipe.rounds, name)
     return plan
 
@@ -79,8 +73,10 @@ def measured_policies(recipe: Recipe) -> list[str]:
     that is made on the spot. A recipe of reward models alone has no policy to measure.
     """
     made = [stage.id for stage in make_plan(recipe) if stage.makes_policy]
-    has_start = recipe.model.path is not None and "sft" not in recipe.stages
-    return [START, *made] if has_start and (made or "evaluation" in recipe.stages) else made
+    declared = [declared_stages()[name] for name in recipe.stages]
+    has_start = recipe.model.path is not None and not any(one.starts_from_base for one in declared)
+    asked = any(one.makes == "measurements" for one in declared)
+    return [START, *made] if has_start and (made or asked) else made
 
 
 def parent_of(recipe: Recipe, policy: str) -> str | None:
@@ -97,9 +93,17 @@ def yardsticks(recipe: Recipe) -> dict[Axis, str]:
     One scale for all rounds; those that a later round trains are for that round's training.
     """
     first = [stage for stage in make_plan(recipe) if stage.round == 1]
-    return {axis: stage.id for axis in AXES for stage in first if stage.name == REWARD_STAGES[axis]}
+    return {axis: stage.id for axis in AXES for stage in first if stage.name == reward_stage(axis)}
+
+
+_EVALUATION = "evaluation/"
 
 
 def evaluation_of(policy: str) -> str:
     """The name of a policy's measurement among the stages."""
-    return f"evaluation/{policy}"
+    return _EVALUATION + policy
+
+
+def measured_by(stage: str) -> str | None:
+    """The policy that a stage measures, by the stage's id; None for one that makes something."""
+    return stage.removeprefix(_EVALUATION) if stage.startswith(_EVALUATION) else None

@@ -9,6 +9,8 @@ from rayward.cluster.records.attempts import Attempt
 from rayward.cluster.records.rates import Cell, Rate, rate
 from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, AttackVector, RiskCategory
 
+FOUND = "red_teaming"
+"""The key of the summary in the result of a stage that makes prompts."""
 COUNTED = (
     "seeds",
     "from_round_before",

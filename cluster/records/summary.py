@@ -9,7 +9,6 @@ under `evaluation/POLICY`, has `evaluation`, a StageEvaluation.
 from collections.abc import Mapping
 from typing import Any
 
-from rayward.cluster.config.recipe import REWARD_STAGES
 from rayward.cluster.records.benchmark_results import ToxigenResult, TruthfulQAResult
 from rayward.cluster.records.plan import (
     PREVIOUS,
@@ -21,6 +20,7 @@ from rayward.cluster.records.plan import (
 from rayward.cluster.records.rates import MeanScore, Rate, StageEvaluation
 from rayward.cluster.records.reward_models import RewardModelEvaluation
 from rayward.cluster.runs.run_directory import RunDirectory, write_json
+from rayward.cluster.stages import makes_reward_model
 
 
 def stage_evaluations(run: RunDirectory) -> dict[str, StageEvaluation]:
@@ -55,7 +55,7 @@ def finished_stages(run: RunDirectory) -> dict[str, dict[str, Any]]:
 
 
 def _reward_stages(run: RunDirectory) -> list[PlannedStage]:
-    return [one for one in make_plan(run.recipe()) if one.name in REWARD_STAGES.values()]
+    return [one for one in make_plan(run.recipe()) if makes_reward_model(one.name)]
 
 
 def write_summary(run: RunDirectory, timing: Mapping[str, float]) -> dict[str, Any]:

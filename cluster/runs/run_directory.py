@@ -167,8 +167,8 @@ class RunDirectory:
         """Answers on held-out prompts after a stage."""
         return self.root / "samples" / f"{stage}.parquet"
 
-    def ppo_samples_path(self, step: int, stage: str = "ppo") -> Path:
-        """Answers that a PPO step learned from."""
+    def step_samples_path(self, stage: str, step: int) -> Path:
+        """Answers that a step of a stage learned from."""
         return self.root / "samples" / stage / f"step-{step:06d}.parquet"
 
     def model_dir(self, stage: str) -> Path:

@@ -14,13 +14,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tensorboard.summary import Writer
 
 from rayward.cluster.atomic import write_bytes
 from rayward.cluster.trackers.interface import MetricRow
-from rayward.cluster.trackers.tracking import Trackers
+
+if TYPE_CHECKING:
+    # It imports Ray, which whoever reads metrics does without.
+    from rayward.cluster.trackers.tracking import Trackers
 
 _OWN_KEYS = ("stage", "step", "time")
 
@@ -34,10 +37,10 @@ class MetricsWriter:
         trackers: whoever else gets the numbers; None for nobody.
     """
 
-    def __init__(self, path: Path, tensorboard: Path, trackers: Trackers | None = None) -> None:
+    def __init__(self, path: Path, tensorboard: Path, trackers: "Trackers | None" = None) -> None:
         self._path = path.absolute()
         self._tensorboard = tensorboard
-        self._trackers = Trackers() if trackers is None else trackers
+        self._trackers = trackers
         self._events: dict[str, Writer] = {}
         self._drop_torn_line()
         self._lines = self._path.open("a", encoding="utf-8")
@@ -60,7 +63,8 @@ class MetricsWriter:
         self._lines.flush()
         self._add_events(row)
         self._events[stage].flush()
-        self._trackers.log(MetricRow(stage, step, now, numbers))
+        if self._trackers is not None:
+            self._trackers.log(MetricRow(stage, step, now, numbers))
 
     def truncate(self, stage: str, after_step: int) -> int:
         """Forget what a stage wrote after a step, because the run goes on from there.

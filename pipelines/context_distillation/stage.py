@@ -1,64 +1,123 @@
-"""The context distillation stage of a run: answer twice, keep what is safer, fit."""
+"""Targeted safety context distillation (Llama 2, section 4.2.4)."""
 
-import json
-import time
-from functools import partial
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rayward.cluster.config.context_distillation import ContextDistillationSettings
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.supervised import SupervisedSettings
 from rayward.cluster.errors import InputError
-from rayward.cluster.progress import announce, stage_progress
-from rayward.cluster.records.distilled import read_distilled, write_distilled
 from rayward.cluster.records.plan import PlannedStage
-from rayward.cluster.runs.run_directory import write_json
-from rayward.cluster.seeds import stage_seed
-from rayward.pipelines.context_distillation.distil import distil
-from rayward.pipelines.context_distillation.preprompts import load_preprompts
-from rayward.pipelines.run.context import RunContext
-from rayward.pipelines.run.prompts import draw_prompts, training_prompts
-from rayward.pipelines.supervised.stage import fit_policy, keep_policy, replay
+from rayward.pipelines.stage import Asked, ReportSection, Stage
 
-_REPORT = "report.json"
-
-
-def run_context_distillation(context: RunContext, stage: PlannedStage) -> None:
-    """Find safer answers, unless an earlier session did, and fit the policy to them.
-
-    Where none is safer the originals stay, and so does the policy.
-    """
-    directory = context.output(stage.id, partial(_sample, context, stage))
-    numbers: dict[str, Any] = json.loads((directory / _REPORT).read_bytes())
-    kept = [one.demonstration for one in read_distilled(directory) if one.kept]
-    if not kept:
-        announce(f"{stage.id}: nothing to learn; the policy stays as it is")
-        keep_policy(context, stage, numbers | {"benign_replayed": 0}, numbers["sampling_seconds"])
-        return
-    settings = context.recipe.context_distillation
-    benign = replay(context, stage, round(settings.benign_replay * len(kept)))
-    numbers |= {"benign_replayed": len(benign)}
-    fit_policy(context, stage, [*kept, *benign], [], numbers, numbers["sampling_seconds"])
+if TYPE_CHECKING:
+    from rayward.cluster.config.recipe import Recipe
+    from rayward.cluster.records.reading import RunReading
+    from rayward.pipelines.context_distillation.preprompts import Preprompts
+    from rayward.pipelines.run.context import RunContext
+    from rayward.pipelines.run.models import KnownModels
 
 
-def _sample(context: RunContext, stage: PlannedStage, directory: Path) -> None:
-    began = time.perf_counter()
-    settings = context.recipe.context_distillation
-    preprompts = load_preprompts(settings.preprompts, context.data.oracle is not None)
-    session = context.sessions.session(context.policy(stage.policy), context.reward_models(stage))
-    adversarial = [one for one in training_prompts(context, stage) if one.adversarial]
-    prompts = draw_prompts(context, stage, adversarial, settings.prompts)
-    total = len(prompts) * (1 + settings.preprompts_per_prompt)
-    with stage_progress(f"{stage.id}: samples", total) as advance:
-        on_done = context.watched(advance)
-        seed = stage_seed(context.recipe.seed, stage.id)
-        samples, report = distil(session, prompts, preprompts, settings, seed, on_done)
-    if not samples:
-        raise InputError(
-            "context_distillation.sampling.max_response_tokens",
-            settings.sampling.max_response_tokens,
-            f"answers behind a preprompt that come to their end; {report.cut} were cut",
+class ContextDistillationStage(Stage):
+    """Answer adversarial prompts after a safety preprompt, keep what the safety model finds safer,
+    and learn it without the preprompt."""
+
+    name = "context_distillation"
+    label = "context distillation"
+    Settings = ContextDistillationSettings
+    makes = "policy"
+    reads = ("prompts/", "demonstrations/")
+    needs = ("safety",)
+    gathers = ("red_teaming",)
+    last = True
+
+    def fits(self, recipe: Recipe) -> dict[str, SupervisedSettings]:
+        """The fit to the kept answers."""
+        return {f"{self.name}.fit": recipe.context_distillation.fit}
+
+    def sampling(self, recipe: Recipe) -> SamplingSettings:
+        """How answers are drawn, with and without a preprompt."""
+        return recipe.context_distillation.sampling
+
+    def asked(self, context: RunContext) -> list[Asked]:
+        """Adversarial training prompts."""
+        return [Asked(self.name, self.sampling(context.recipe), context.data.adversarial)]
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """The preprompts."""
+        from rayward.pipelines.run.inputs import given_file
+
+        return {"preprompts": given_file(recipe.context_distillation.preprompts)}
+
+    def check(self, context: RunContext) -> None:
+        """There are adversarial prompts, benign answers to replay, and preprompts enough."""
+        settings = context.recipe.context_distillation
+        context.data.require("adversarial prompts", len(context.data.adversarial))
+        context.data.require_replay(self.name, settings.benign_replay)
+        self._preprompts(context).require(settings.preprompts_per_prompt)
+
+    def check_models(self, context: RunContext, known: KnownModels) -> KnownModels:
+        """A preprompt is a system message, which some chat templates refuse."""
+        from rayward.actors.text.chat import encode_prompt
+        from rayward.pipelines.context_distillation.preprompts import with_preprompt
+        from rayward.pipelines.run.models import one_of_each
+
+        preprompts = self._preprompts(context)
+        (preprompt, *_) = [*preprompts.generic, *preprompts.by_adjectives]
+        if known.tokenizer is None:
+            return known
+        for prompt in one_of_each(context.data.adversarial):
+            try:
+                encode_prompt(known.tokenizer, with_preprompt(prompt, preprompt).messages)
+            except InputError as error:
+                expected = f"a chat template that takes a system message ({error.expected})"
+                raise InputError("model.path", context.recipe.model.path, expected) from error
+        return known
+
+    def run(self, context: RunContext, planned: PlannedStage) -> None:
+        """Find safer answers, unless an earlier session did, and fit the policy to them.
+
+        Where none is safer the originals stay, and so does the policy.
+        """
+        import json
+        from functools import partial
+
+        from rayward.cluster.progress import announce
+        from rayward.cluster.records.distilled import read_distilled
+        from rayward.pipelines.context_distillation.sample import REPORT, sample_distilled
+        from rayward.pipelines.supervised.policies import fit_policy, keep_policy, replay
+
+        settings = context.recipe.context_distillation
+        directory = context.output(planned.id, partial(sample_distilled, context, planned))
+        numbers: dict[str, Any] = json.loads((directory / REPORT).read_bytes())
+        seconds = numbers["sampling_seconds"]
+        kept = [one.demonstration for one in read_distilled(directory) if one.kept]
+        if not kept:
+            announce(f"{planned.id}: nothing to learn; the policy stays as it is")
+            keep_policy(context, planned, numbers | {"benign_replayed": 0}, seconds)
+            return
+        benign = replay(context, planned, round(settings.benign_replay * len(kept)))
+        numbers |= {"benign_replayed": len(benign)}
+        fit_policy(context, planned, settings.fit, [*kept, *benign], [], numbers, seconds)
+
+    def report(self, run: RunReading, planned: Sequence[PlannedStage]) -> ReportSection | None:
+        """Which answers were kept, and how much safer they are."""
+        from rayward.pipelines.context_distillation.report import context_distillation_report
+
+        return ReportSection(
+            id="context-distillation",
+            title="Context distillation",
+            template="context_distillation/report.html.jinja",
+            entries=tuple(
+                context_distillation_report(one.id, run.stages[one.id])
+                for one in run.finished(planned)
+            ),
         )
-    write_distilled(directory, samples)
-    seconds = time.perf_counter() - began
-    document = {"sampling_seconds": seconds, "distillation": report.model_dump(mode="json")}
-    write_json(directory / _REPORT, document)
-    announce(f"{stage.id}: {report.kept.count} of {report.kept.total} answers are safer and kept")
+
+    def _preprompts(self, context: RunContext) -> Preprompts:
+        from rayward.pipelines.context_distillation.preprompts import load_preprompts
+
+        settings = context.recipe.context_distillation
+        return load_preprompts(settings.preprompts, context.data.oracle is not None)

@@ -13,7 +13,7 @@ from rayward.cluster.records.samples import Sample, last_user_turn
 from rayward.cluster.sampler import Sampler
 from rayward.cluster.types import AXES, Float32Array, OnDone, Prompt, Question, Rollout
 from rayward.pipelines.evaluation.judgements import ANSWER, REFUSAL, SAFE, evaluate_judgements
-from rayward.pipelines.ppo.prompt_stream import EncodedPrompt
+from rayward.pipelines.run.encoding import EncodedPrompt
 from rayward.pipelines.tiny_world.oracle import Oracle
 
 # Answers for measuring use draws of their own, apart from those for training.

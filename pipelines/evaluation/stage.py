@@ -1,88 +1,83 @@
-"""Measuring the policies of a run, each on the same held-out prompts, as soon as it can be done."""
+"""Measuring every policy of a run on the same held-out prompts, and on public benchmarks."""
 
-import time
-from typing import Any
+from __future__ import annotations
 
-from rayward.actors.scoring.mixes import make_mix
-from rayward.cluster.progress import announce, stage_progress
-from rayward.cluster.records.plan import (
-    PREVIOUS,
-    evaluation_of,
-    make_plan,
-    measured_policies,
-    yardsticks,
-)
-from rayward.cluster.records.samples import write_samples
-from rayward.pipelines.evaluation.benchmarks import measure_benchmarks
-from rayward.pipelines.evaluation.evaluate import choose_held_out, evaluate
-from rayward.pipelines.evaluation.judges import open_judge, open_refusal_judge
-from rayward.pipelines.ppo.prompt_stream import encode_prompts
-from rayward.pipelines.run.context import RunContext
+from typing import TYPE_CHECKING
+
+from rayward.cluster.config.evaluation import EvaluationSettings, answer_judges
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.roles import ModelRole
+from rayward.cluster.records.plan import PlannedStage
+from rayward.pipelines.stage import Asked, Stage
+
+if TYPE_CHECKING:
+    from rayward.cluster.config.recipe import Recipe
+    from rayward.pipelines.run.capacity import Moment
+    from rayward.pipelines.run.context import RunContext
+    from rayward.pipelines.run.models import KnownModels
 
 
-def due(context: RunContext) -> list[str]:
-    """The policies that are there and can be measured now, in order.
+class EvaluationStage(Stage):
+    """Measures each policy as soon as it is there and the reward models are; named in a recipe, it
+    asks for a measurement of a model that no stage makes."""
 
-    A policy waits for the reward models that the first round will make: they score every policy.
-    """
-    recipe = context.recipe
-    if any(not is_done(context, stage) for stage in yardsticks(recipe).values()):
-        return []
-    made = {stage.id for stage in make_plan(recipe)}
-    policies = measured_policies(recipe)
-    if recipe.gates is not None and recipe.gates.previous is not None:
-        policies = [PREVIOUS, *policies]
-    return [
-        policy
-        for policy in policies
-        if (policy not in made or is_done(context, policy))
-        and not is_done(context, evaluation_of(policy))
-    ]
+    name = "evaluation"
+    label = "evaluation"
+    Settings = EvaluationSettings
+    makes = "measurements"
+    reads = ("prompts/held_out", "benchmarks/")
+    last = True
 
+    def sampling(self, recipe: Recipe) -> SamplingSettings:
+        """How answers to held-out prompts are drawn."""
+        return recipe.evaluation.sampling
 
-def is_done(context: RunContext, stage: str) -> bool:
-    """Whether a stage or measurement is finished, with what goes in today."""
-    document = context.run.stage_document(stage)
-    return document is not None and document.get("artifact") == context.artifacts[stage].name
+    def asked(self, context: RunContext) -> list[Asked]:
+        """Held-out prompts."""
+        prompts = context.data.held_out_prompts
+        return [Asked(self.name, self.sampling(context.recipe), prompts)] if prompts else []
 
+    def capacity(self, recipe: Recipe) -> list[Moment]:
+        """The sampler, with the judges of each part; where an oracle judges, it is only less."""
+        from rayward.cluster.ray_runtime.placement import RoleRequest
+        from rayward.pipelines.run.capacity import Gang, sampler_moment
 
-def measure(context: RunContext, policy: str) -> None:
-    """Measure one policy, and keep its answers."""
-    began = time.perf_counter()
-    recipe, settings = context.recipe, context.recipe.evaluation
-    context.run.stage_path(evaluation_of(policy)).unlink(missing_ok=True)
-    session = context.sessions.session(context.policy(policy), context.reward_models())
-    held_out, too_long = encode_prompts(
-        session.tokenizer,
-        context.data.held_out_prompts,
-        settings.sampling.max_prompt_tokens,
-        "evaluation.sampling.max_prompt_tokens",
-    )
-    chosen = choose_held_out(held_out, settings)
-    name = evaluation_of(policy)
-    with (
-        open_judge(context, session.model) as (judge_name, judge),
-        open_refusal_judge(context) as refusal_judge,
-        stage_progress(name, len(chosen)) as advance,
-    ):
-        on_done = context.watched(advance)
-        evaluation, samples = evaluate(
-            session,
-            chosen,
-            settings.sampling,
-            recipe.seed,
-            judge_name,
-            judge,
-            refusal_judge,
-            make_mix(recipe.ppo.mix),
-            on_done,
-        )
-    if too_long:
-        announce(f"{name}: {too_long} held-out prompts are too long and left out")
-    write_samples(context.run.samples_path(policy), samples)
-    result: dict[str, Any] = {
-        "prompts_too_long": too_long,
-        "evaluation": evaluation.model_dump(mode="json"),
-        **measure_benchmarks(context, session, policy),
-    }
-    context.complete(name, {"seconds": time.perf_counter() - began, **result})
+        evaluation = recipe.evaluation
+        together: dict[str, dict[str, ModelRole | None]] = {
+            self.name: {"judge": evaluation.judge, "refusal_judge": evaluation.refusal_judge},
+            f"{self.name}.truthfulqa": {
+                field.rpartition(".")[2]: judge
+                for field, judge in answer_judges(evaluation).items()
+            },
+            f"{self.name}.toxigen": (
+                {"judge": evaluation.toxigen.judge} if evaluation.toxigen else {}
+            ),
+        }
+        return [
+            sampler_moment(
+                part,
+                recipe,
+                [
+                    Gang([RoleRequest(role, 1, judge.resources)])
+                    for role, judge in judges.items()
+                    if judge is not None
+                ],
+            )
+            for part, judges in together.items()
+        ]
+
+    def check(self, context: RunContext) -> None:
+        """Each gate can be answered."""
+        from rayward.pipelines.evaluation.checks import check_gates_can_be_answered
+
+        check_gates_can_be_answered(context)
+
+    def check_models(self, context: RunContext, known: KnownModels) -> KnownModels:
+        """The judges, and the model that gates hold the last policy against."""
+        from rayward.pipelines.evaluation.checks import check_judges
+
+        check_judges(context, known, self.asked(context))
+        return known
+
+    def run(self, context: RunContext, planned: PlannedStage) -> None:
+        """Nothing: every policy is measured as soon as it can be."""

@@ -37,8 +37,9 @@ from rayward.cluster.types import Experience
 from rayward.pipelines.ppo.early_stop import EarlyStop
 from rayward.pipelines.ppo.experience import ExperienceBatch, make_experience, sequence_kl
 from rayward.pipelines.ppo.kl_control import KLController
-from rayward.pipelines.ppo.prompt_stream import EncodedPrompt, PromptStream
+from rayward.pipelines.ppo.prompt_stream import PromptStream
 from rayward.pipelines.ppo.rollout_queue import VALIDATION_DRAWS, RolloutQueue
+from rayward.pipelines.run.encoding import EncodedPrompt
 
 _STATE = "state.json"
 
@@ -265,7 +266,7 @@ class PPO:
             )
             for one in experiences
         ]
-        write_samples(self._run.ppo_samples_path(self._state.step, self._name), rows)
+        write_samples(self._run.step_samples_path(self._name, self._state.step), rows)
 
 
 class _Clock:

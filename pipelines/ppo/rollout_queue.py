@@ -27,7 +27,8 @@ from ray.exceptions import GetTimeoutError
 from rayward.actors.roles import FrozenScoring, Roles
 from rayward.cluster.config.ppo import PPOSettings
 from rayward.cluster.records.rollouts import read_rollouts, write_rollouts
-from rayward.pipelines.ppo.prompt_stream import EncodedPrompt, PromptStream
+from rayward.pipelines.ppo.prompt_stream import PromptStream
+from rayward.pipelines.run.encoding import EncodedPrompt
 
 # Streams of random draws, apart from one another.
 TRAINING_DRAWS, VALIDATION_DRAWS = 0, 1

@@ -1,142 +1,108 @@
-"""The PPO stage of a run: start all roles, train, keep the best."""
+"""PPO with two reward models (Llama 2, section 3.2.3)."""
 
-import shutil
-import time
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import asdict
-from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
-from rayward.actors.models.loading import load_tokenizer, reads_tokens_of, speak_alike
-from rayward.actors.roles import ModelPaths, Roles
-from rayward.cluster.atomic import new_directory
-from rayward.cluster.config.ppo import PPOSettings, SamplingSettings
+from rayward.cluster.config.ppo import PPOSettings
 from rayward.cluster.errors import InputError
-from rayward.cluster.progress import announce
 from rayward.cluster.records.plan import PlannedStage
-from rayward.cluster.seeds import stage_seed
-from rayward.cluster.types import Prompt
-from rayward.pipelines.ppo.loop import PPO
-from rayward.pipelines.ppo.prompt_stream import EncodedPrompt, encode_prompts
-from rayward.pipelines.run.context import RunContext
-from rayward.pipelines.run.prompts import training_prompts
+from rayward.cluster.stages import declared_stages
+from rayward.cluster.types import AXES
+from rayward.pipelines.stage import Asked, ReportSection, Stage
+
+if TYPE_CHECKING:
+    from rayward.cluster.config.recipe import Recipe
+    from rayward.cluster.records.reading import RunReading
+    from rayward.pipelines.run.capacity import Moment
+    from rayward.pipelines.run.context import RunContext
+    from rayward.pipelines.run.models import KnownModels
 
 
-def run_ppo(context: RunContext, stage: PlannedStage) -> None:
-    """PPO with the two reward models, from the policy before it."""
-    began = time.perf_counter()
-    recipe, run, settings = context.recipe, context.run, context.recipe.ppo
-    context.sessions.close()
-    context.claim_checkpoints(stage.id)
-    seed = stage_seed(recipe.seed, stage.id)
-    paths = model_paths(context, stage)
-    tokenizer = load_tokenizer(paths.policy, "ppo.policy.path")
-    _require_same_tokens(tokenizer, paths)
-    asked = training_prompts(context, stage)
-    prompts, too_long = _encode(tokenizer, asked, settings.sampling)
-    validation, validation_too_long = _validation(context, tokenizer)
-    announce(f"{stage.id}: starting policy, critic, reference, reward models and rollout workers")
-    roles = Roles(settings, paths, max_model_len(settings), int(tokenizer.eos_token_id), seed)
-    started = time.perf_counter()
-    try:
-        ppo = PPO(
-            stage.id,
-            settings,
-            roles,
-            tokenizer,
-            prompts,
-            validation,
-            run,
-            context.metrics,
-            seed,
-            context.stop.is_set,
-        )
-        trained = ppo.train()
-        shutil.rmtree(run.model_dir(stage.id), ignore_errors=True)
-        with new_directory(run.model_dir(stage.id)) as directory:
-            roles.export(directory)
-        parents = {role: path for role, path in asdict(paths).items() if path is not None}
-        context.record_model(stage.id, parents)
-    finally:
-        roles.release()
-    context.complete(
-        stage.id,
-        {
-            "seconds": time.perf_counter() - began,
-            "startup_seconds": started - began,
-            "prompts": len(prompts),
-            "prompts_too_long": too_long,
-            "validation_prompts": len(validation),
-            "validation_prompts_too_long": validation_too_long,
-            **asdict(trained),
-        },
-    )
+class PPOStage(Stage):
+    """Reinforcement learning against both reward models, with rollout workers of its own."""
 
+    name = "ppo"
+    label = "PPO"
+    Settings = PPOSettings
+    makes = "policy"
+    reads = ("prompts/train", "prompts/validation")
+    needs = AXES
+    gathers = ("red_teaming",)
 
-def model_paths(context: RunContext, stage: PlannedStage) -> ModelPaths:
-    """Which model each role starts from: the recipe's own, else what the stages made."""
-    settings: PPOSettings = context.recipe.ppo
-    policy = settings.policy.path or context.policy(stage.policy)
-    reward_models = context.reward_models(stage)
-    helpfulness = reward_models["helpfulness"]
-    return ModelPaths(
-        policy=policy,
-        critic=_critic_start(settings, policy, helpfulness) if settings.has_critic else None,
-        reference=settings.reference.path or policy,
-        safety=reward_models["safety"],
-        helpfulness=helpfulness,
-    )
+    def asked(self, context: RunContext) -> list[Asked]:
+        """Training prompts, and those of the early stop."""
+        settings, data = context.recipe.ppo, context.data
+        asked = [Asked(self.name, settings.sampling, data.prompts)]
+        if settings.early_stop is not None:
+            asked += [Asked(self.name, settings.sampling, data.validation_prompts)]
+        return asked
 
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """The models that roles have of their own."""
+        from rayward.pipelines.run.inputs import given_model
 
-def _critic_start(settings: PPOSettings, policy: str, helpfulness: str) -> str:
-    if settings.critic.path is not None:
-        return settings.critic.path
-    tokenizer = load_tokenizer(policy, "ppo.policy.path")
-    if reads_tokens_of(helpfulness, tokenizer, "ppo.helpfulness.path"):
-        return helpfulness
-    announce("ppo: the critic starts from the policy: the helpfulness model has other tokens")
-    return policy
+        ppo = recipe.ppo
+        return {
+            "policy": given_model(ppo.policy.path),
+            "critic": given_model(ppo.critic.path),
+            "reference": given_model(ppo.reference.path),
+        }
 
+    def capacity(self, recipe: Recipe) -> list[Moment]:
+        """All roles at once."""
+        from rayward.actors.requests import role_requests
+        from rayward.pipelines.run.capacity import Gang, Moment
 
-def max_model_len(settings: PPOSettings) -> int:
-    """Longest prompt plus answer that PPO samples, in tokens."""
-    return settings.sampling.max_prompt_tokens + settings.sampling.max_response_tokens
+        return [Moment(self.name, [Gang(role_requests(recipe.ppo), recipe.ppo.colocate)])]
 
-
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], sampling: SamplingSettings
-) -> tuple[list[EncodedPrompt], int]:
-    field = "ppo.sampling.max_prompt_tokens"
-    return encode_prompts(tokenizer, prompts, sampling.max_prompt_tokens, field)
-
-
-def _validation(
-    context: RunContext, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[EncodedPrompt], int]:
-    """Held-out prompts for early stopping: as many adversarial ones as others, while they last."""
-    settings = context.recipe.ppo
-    if settings.early_stop is None:
-        return [], 0
-    encoded, too_long = _encode(tokenizer, context.data.validation_prompts, settings.sampling)
-    kinds = [
-        [one for one in encoded if one.prompt.adversarial is adversarial]
-        for adversarial in (True, False)
-    ]
-    dealt = [one for pair in zip_longest(*kinds) for one in pair if one is not None]
-    return dealt[: settings.early_stop.prompts], too_long
-
-
-def _require_same_tokens(tokenizer: PreTrainedTokenizerBase, paths: ModelPaths) -> None:
-    """Reference and critic read the policy's token ids as they are.
-
-    Raises:
-        InputError: one of them has another tokenizer.
-    """
-    for role, path in (("reference", paths.reference), ("critic", paths.critic)):
-        if path is None:
-            continue
-        if not speak_alike(tokenizer, load_tokenizer(path, f"ppo.{role}.path")):
+    def check_recipe(self, recipe: Recipe) -> None:
+        """An adapter has no stage behind it."""
+        lora = recipe.ppo.policy.lora
+        if lora is None or lora.save_as != "adapter":
+            return
+        behind = recipe.stages[recipe.stages.index(self.name) + 1 :]
+        starting = [one for one in behind if declared_stages()[one].makes != "measurements"]
+        if starting:
             raise InputError(
-                f"ppo.{role}.path", path, f"a model with the policy's tokenizer ({paths.policy})"
+                "ppo.policy.lora.save_as",
+                lora.save_as,
+                f"merged, because {starting[0]} starts from the whole model",
             )
+
+    def check(self, context: RunContext) -> None:
+        """There are prompts, and settings of roles that go together."""
+        from rayward.pipelines.ppo.checks import check_settings
+
+        check_settings(context)
+
+    def check_models(self, context: RunContext, known: KnownModels) -> KnownModels:
+        """Policy, reference and critic, where they have paths of their own."""
+        from rayward.pipelines.ppo.checks import check_learners
+
+        return check_learners(context, known)
+
+    def run(self, context: RunContext, planned: PlannedStage) -> None:
+        """Train, from the policy before it."""
+        from rayward.pipelines.ppo.train import run_ppo
+
+        run_ppo(context, planned)
+
+    def report(self, run: RunReading, planned: Sequence[PlannedStage]) -> ReportSection | None:
+        """Curves and times, also of a stage that was cut short."""
+        from rayward.pipelines.ppo.report import kind_of_run, ppo_report
+
+        ppo = run.recipe.ppo
+        reports = tuple(
+            ppo_report(one.id, run.metrics, ppo, run.stages.get(one.id))
+            for one in run.begun(planned)
+        )
+        return ReportSection(
+            id="ppo",
+            title="PPO",
+            template="ppo/report.html.jinja",
+            entries=reports,
+            told=kind_of_run(ppo),
+            step_times=tuple(one for one in reports if one.time is not None),
+        )

@@ -1,71 +1,107 @@
-"""The red teaming stage of a run: attack the policy, keep what gets through."""
+"""Red teaming: the search for prompts that get through (Llama 2, section 4.3)."""
 
-import json
-import time
-from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from rayward.cluster.progress import announce, stage_progress
-from rayward.cluster.records.attempts import write_attempts
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.red_teaming import RedTeamingSettings
 from rayward.cluster.records.plan import PlannedStage
-from rayward.cluster.records.tables import write_prompts
-from rayward.cluster.runs.run_directory import write_json
-from rayward.cluster.seeds import stage_seed
-from rayward.pipelines.red_teaming.attacker import Attacker, open_attacker
-from rayward.pipelines.red_teaming.red_team import red_team
-from rayward.pipelines.red_teaming.templates import load_attack_templates
-from rayward.pipelines.run.context import RunContext
-from rayward.pipelines.run.prompts import RED_TEAM_PROMPTS, training_prompts
+from rayward.pipelines.stage import Asked, ReportSection, Stage
 
-_REPORT = "report.json"
-_ATTEMPTS = "attempts.parquet"
+if TYPE_CHECKING:
+    from rayward.cluster.config.recipe import Recipe
+    from rayward.cluster.records.reading import RunReading
+    from rayward.pipelines.run.capacity import Moment
+    from rayward.pipelines.run.context import RunContext
+    from rayward.pipelines.run.models import KnownModels
 
 
-def run_red_teaming(context: RunContext, stage: PlannedStage) -> None:
-    """Rewrite seed prompts by every attack vector, and keep those that get through."""
-    directory = context.output(stage.id, partial(_attack, context, stage))
-    numbers: dict[str, Any] = json.loads((directory / _REPORT).read_bytes())
-    context.complete(stage.id, numbers)
+class RedTeamingStage(Stage):
+    """Rewrite prompts by attack vectors, have the policy answer, keep what gets through."""
 
+    name = "red_teaming"
+    label = "red teaming"
+    Settings = RedTeamingSettings
+    makes = "prompts"
+    reads = ("prompts/",)
+    needs = ("safety",)
+    gathers = ("red_teaming",)
 
-def _attack(context: RunContext, stage: PlannedStage, directory: Path) -> None:
-    began = time.perf_counter()
-    settings, data = context.recipe.red_teaming, context.data
-    seed = stage_seed(context.recipe.seed, stage.id)
-    asks_model = settings.attacker is not None
-    templates = load_attack_templates(
-        settings.templates, data.oracle is not None, settings.vectors, asks_model
-    )
-    trained = training_prompts(context, stage)
-    adversarial = [prompt for prompt in trained if prompt.adversarial]
-    known = [*trained, *data.validation_prompts, *data.held_out_prompts]
-    session = context.sessions.session(context.policy(stage.policy), context.reward_models(stage))
-    rewrites = settings.rounds * settings.seed_prompts * len(settings.vectors)
-    # At most: rewrites that are known or too long are not asked.
-    total = rewrites * settings.attempts * (2 if asks_model else 1)
-    with ExitStack() as resources:
-        attacker: Attacker | None = None
-        if settings.attacker is not None:
-            attacker = resources.enter_context(
-                open_attacker(settings.attacker, context.recipe.ppo, templates, seed)
-            )
-        advance = resources.enter_context(stage_progress(f"{stage.id}: answers", total))
-        on_done = context.watched(advance)
-        seeds = data.seed_prompts or adversarial
-        found = red_team(session, seeds, settings, templates, known, seed, attacker, on_done)
-    if found.attempts:
-        write_attempts(directory / _ATTEMPTS, found.attempts)
-    if found.kept:
-        write_prompts(str(directory / RED_TEAM_PROMPTS), found.kept)
-    summary = found.summary
-    document = {
-        "seconds": time.perf_counter() - began,
-        "red_teaming": summary.model_dump(mode="json"),
-    }
-    write_json(directory / _REPORT, document)
-    announce(
-        f"{stage.id}: {summary.kept} prompts got through; "
-        f"{summary.violations.count} violations in {summary.attempted} attempts"
-    )
+    def sampling(self, recipe: Recipe) -> SamplingSettings:
+        """How answers are drawn."""
+        return recipe.red_teaming.sampling
+
+    def asked(self, context: RunContext) -> list[Asked]:
+        """The prompts that are rewritten; how long rewrites are is not known yet."""
+        seeds = context.data.seed_prompts or context.data.adversarial
+        return [Asked(self.name, self.sampling(context.recipe), seeds)]
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """The templates of rewrites, and the attacker model."""
+        from rayward.pipelines.run.inputs import given_file, given_model
+
+        attacker = recipe.red_teaming.attacker
+        return {
+            "templates": given_file(recipe.red_teaming.templates),
+            "attacker": given_model(None if attacker is None else attacker.path),
+        }
+
+    def capacity(self, recipe: Recipe) -> list[Moment]:
+        """The sampler, and the attacker beside it."""
+        from rayward.actors.requests import attacker_requests
+        from rayward.pipelines.run.capacity import Gang, sampler_moment
+
+        attacker = recipe.red_teaming.attacker
+        others = [] if attacker is None else [Gang(attacker_requests(attacker))]
+        return [sampler_moment(self.name, recipe, others)]
+
+    def check(self, context: RunContext) -> None:
+        """There are prompts to rewrite, and a template for each vector."""
+        from rayward.pipelines.red_teaming.templates import load_attack_templates
+
+        data, settings = context.data, context.recipe.red_teaming
+        seeds = len(data.seed_prompts) or len(data.adversarial)
+        data.require("seed prompts or adversarial prompts", seeds)
+        has_attacker = settings.attacker is not None
+        load_attack_templates(
+            settings.templates, data.oracle is not None, settings.vectors, has_attacker
+        )
+
+    def check_models(self, context: RunContext, known: KnownModels) -> KnownModels:
+        """The attacker is a language model that chats."""
+        from rayward.actors.models.kinds import positions
+        from rayward.pipelines.run.models import causal_lm, longest, require_room
+
+        attacker = context.recipe.red_teaming.attacker
+        if attacker is not None:
+            config, _ = causal_lm(attacker.path, "red_teaming.attacker.path")
+            where = "under red_teaming.attacker"
+            require_room(longest(attacker.sampling), positions(config), "the attacker's", where)
+        return known
+
+    def run(self, context: RunContext, planned: PlannedStage) -> None:
+        """Attack, unless an earlier session did."""
+        import json
+        from functools import partial
+
+        from rayward.pipelines.red_teaming.attack import REPORT, attack
+
+        directory = context.output(planned.id, partial(attack, context, planned))
+        numbers: dict[str, Any] = json.loads((directory / REPORT).read_bytes())
+        context.complete(planned.id, numbers)
+
+    def report(self, run: RunReading, planned: Sequence[PlannedStage]) -> ReportSection | None:
+        """What was tried, and what got through."""
+        from rayward.pipelines.red_teaming.report import red_teaming_report
+
+        return ReportSection(
+            id="red-teaming",
+            title="Red teaming",
+            template="red_teaming/report.html.jinja",
+            entries=tuple(
+                red_teaming_report(one.id, one.policy, run.stages[one.id])
+                for one in run.finished(planned)
+            ),
+        )

@@ -17,7 +17,7 @@ from rayward.cluster.records.rejection_sampling import RewardCurve, TemperatureT
 from rayward.cluster.sampler import Sampler
 from rayward.cluster.seeds import stage_seed
 from rayward.cluster.types import AXES, Answers, OnDone, Question
-from rayward.pipelines.ppo.prompt_stream import EncodedPrompt
+from rayward.pipelines.run.encoding import EncodedPrompt
 
 Rewards = npt.NDArray[np.float64]
 """[prompts, K] logits of the mix, in the order of the samples."""

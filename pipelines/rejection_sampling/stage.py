@@ -1,106 +1,92 @@
-"""The rejection sampling stage of a run: sample, keep, fit."""
+"""Rejection sampling fine-tuning (Llama 2, section 3.2.3)."""
 
-import json
-import time
-from functools import partial
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from rayward.actors.scoring.mixes import make_mix
-from rayward.cluster.errors import InputError
-from rayward.cluster.progress import announce, stage_progress
-from rayward.cluster.records.best_samples import (
-    BestSample,
-    find_best,
-    read_best,
-    unique_demonstrations,
-    write_best,
-)
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rayward.cluster.config.ppo import SamplingSettings
+from rayward.cluster.config.rejection_sampling import RejectionSamplingSettings
+from rayward.cluster.config.supervised import SupervisedSettings
 from rayward.cluster.records.plan import PlannedStage
-from rayward.cluster.runs.run_directory import write_json
-from rayward.cluster.seeds import stage_seed
-from rayward.pipelines.ppo.prompt_stream import encode_prompts
-from rayward.pipelines.rejection_sampling.best_of_k import (
-    best_of_k,
-    keep_earlier,
-    score_again,
-    search_temperature,
-)
-from rayward.pipelines.run.context import RunContext
-from rayward.pipelines.run.prompts import draw_prompts, training_prompts
-from rayward.pipelines.supervised.stage import fit_policy
+from rayward.cluster.types import AXES
+from rayward.pipelines.stage import Asked, ReportSection, Stage
 
-_REPORT = "report.json"
+if TYPE_CHECKING:
+    from rayward.cluster.config.recipe import Recipe
+    from rayward.cluster.records.reading import RunReading
+    from rayward.pipelines.run.context import RunContext
 
 
-def run_rejection_sampling(context: RunContext, stage: PlannedStage) -> None:
-    """Find the best answers, unless an earlier session did, and fit the policy to them."""
-    directory = context.output(stage.id, partial(_sample, context, stage))
-    numbers: dict[str, Any] = json.loads((directory / _REPORT).read_bytes())
-    best = unique_demonstrations(one.demonstration for one in read_best(directory))
-    fit_policy(context, stage, best, [], numbers, numbers["sampling_seconds"])
+class RejectionSamplingStage(Stage):
+    """Best of K answers by the reward mix, then a fit to them."""
 
+    name = "rejection_sampling"
+    label = "rejection sampling"
+    Settings = RejectionSamplingSettings
+    makes = "policy"
+    reads = ("prompts/train",)
+    needs = AXES
+    gathers = ("rejection_sampling", "red_teaming")
 
-def _sample(context: RunContext, stage: PlannedStage, directory: Path) -> None:
-    began = time.perf_counter()
-    settings = context.recipe.rejection_sampling
-    seed = stage_seed(context.recipe.seed, stage.id)
-    session = context.sessions.session(context.policy(stage.policy), context.reward_models(stage))
-    mix = make_mix(context.recipe.ppo.mix)
-    prompts, too_long = encode_prompts(
-        session.tokenizer,
-        draw_prompts(context, stage, training_prompts(context, stage), settings.prompts),
-        settings.sampling.max_prompt_tokens,
-        "rejection_sampling.sampling.max_prompt_tokens",
-    )
-    earlier, held_out = _earlier(context, stage)
-    k, search = settings.samples_per_prompt, settings.temperature_search
-    tried = (
-        0 if search is None else len(search.temperatures) * min(search.prompts, len(prompts)) * k
-    )
-    with stage_progress(f"{stage.id}: samples", tried + len(prompts) * k + len(earlier)) as advance:
-        on_done = context.watched(advance)
-        temperature, trials = search_temperature(session, prompts, settings, mix, seed, on_done)
-        found = best_of_k(session, prompts, settings, temperature, mix, stage.round, seed, on_done)
-        kept = keep_earlier(earlier, score_again(session, earlier, mix, on_done))
-    if not found.best:
-        raise InputError(
-            "rejection_sampling.sampling.max_response_tokens",
-            settings.sampling.max_response_tokens,
-            f"answers that come to their end; of {found.samples} {found.samples_cut} were cut",
+    def fits(self, recipe: Recipe) -> dict[str, SupervisedSettings]:
+        """The fit to the best answers."""
+        return {f"{self.name}.fit": recipe.rejection_sampling.fit}
+
+    def sampling(self, recipe: Recipe) -> SamplingSettings:
+        """How answers are drawn."""
+        return recipe.rejection_sampling.sampling
+
+    def asked(self, context: RunContext) -> list[Asked]:
+        """Training prompts."""
+        return [Asked(self.name, self.sampling(context.recipe), context.data.prompts)]
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """The mix, and the best samples of earlier runs."""
+        from rayward.cluster.records.best_samples import best_files
+        from rayward.cluster.runs.manifest import file_digest
+
+        return {
+            "mix": recipe.ppo.mix.model_dump(mode="json"),
+            "earlier": {
+                given: [file_digest(file) for file in best_files(given)]
+                for given in recipe.rejection_sampling.earlier
+            },
+        }
+
+    def check(self, context: RunContext) -> None:
+        """There are prompts, and the earlier best samples that the recipe names."""
+        from rayward.cluster.records.best_samples import find_best
+
+        context.data.require("prompts", len(context.data.prompts))
+        for given in context.recipe.rejection_sampling.earlier:
+            find_best(given)
+
+    def run(self, context: RunContext, planned: PlannedStage) -> None:
+        """Find the best answers, unless an earlier session did, and fit the policy to them."""
+        import json
+        from functools import partial
+
+        from rayward.cluster.records.best_samples import read_best, unique_demonstrations
+        from rayward.pipelines.rejection_sampling.sample import REPORT, sample_best
+        from rayward.pipelines.supervised.policies import fit_policy
+
+        directory = context.output(planned.id, partial(sample_best, context, planned))
+        numbers: dict[str, Any] = json.loads((directory / REPORT).read_bytes())
+        best = unique_demonstrations(one.demonstration for one in read_best(directory))
+        fit, seconds = context.recipe.rejection_sampling.fit, numbers["sampling_seconds"]
+        fit_policy(context, planned, fit, best, [], numbers, seconds)
+
+    def report(self, run: RunReading, planned: Sequence[PlannedStage]) -> ReportSection | None:
+        """What was sampled, how good it was, and what was kept."""
+        from rayward.pipelines.rejection_sampling.report import rejection_sampling_report
+
+        return ReportSection(
+            id="rejection-sampling",
+            title="Rejection sampling",
+            template="rejection_sampling/report.html.jinja",
+            entries=tuple(
+                rejection_sampling_report(one.id, run.stages[one.id])
+                for one in run.finished(planned)
+            ),
         )
-    write_best(directory, [*kept, *found.best])
-    write_json(
-        directory / _REPORT,
-        {
-            "sampling_seconds": time.perf_counter() - began,
-            "samples_per_prompt": k,
-            "temperature": temperature,
-            "temperature_search": [trial.model_dump() for trial in trials],
-            "prompts": len(prompts),
-            "prompts_too_long": too_long,
-            "prompts_without_answer": found.prompts_without,
-            "samples": found.samples,
-            "samples_cut": found.samples_cut,
-            "best": len(found.best),
-            "earlier_best": len(kept),
-            "earlier_held_out": held_out,
-            "curves": {kind: curve.model_dump(mode="json") for kind, curve in found.curves.items()},
-        },
-    )
-    announce(f"{stage.id}: best of {k} for {len(found.best)} prompts, {len(kept)} from before")
-
-
-def _earlier(context: RunContext, stage: PlannedStage) -> tuple[list[BestSample], int]:
-    """The best samples of earlier rounds, of this run and of those that the recipe names.
-
-    Returns:
-        Those that may be learned, and how many answer a prompt that this run holds out.
-    """
-    found = [row for given in context.recipe.rejection_sampling.earlier for row in find_best(given)]
-    for one in stage.gathered:
-        found += read_best(context.run.output_dir(one))
-    data = context.data
-    apart = {one.messages for one in (*data.held_out_prompts, *data.validation_prompts)}
-    kept = [row for row in found if row.prompt.messages not in apart]
-    return kept, len(found) - len(kept)

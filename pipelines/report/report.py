@@ -1,35 +1,27 @@
 """The report: one HTML file that needs nothing else, made from the run directory alone."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rayward.cluster.atomic import write_bytes
-from rayward.cluster.config.recipe import REWARD_STAGES, Recipe
-from rayward.cluster.records.plan import PlannedStage, evaluation_of, make_plan
+from rayward.cluster.records.plan import evaluation_of
+from rayward.cluster.records.reading import RunReading, read
 from rayward.cluster.records.summary import (
-    finished_stages,
     measurements,
-    reward_evaluations,
     stage_evaluations,
 )
 from rayward.cluster.runs.run_directory import RunDirectory
-from rayward.cluster.trackers.metrics import read_metrics
 from rayward.cluster.types import RISK_CATEGORIES
 from rayward.pipelines.report import words as report_words
 from rayward.pipelines.report.benchmarks import benchmarks_report
-from rayward.pipelines.report.curves import CurveGroup, Metrics, ppo_report, supervised_curves
+from rayward.pipelines.report.curves import supervised_curves
 from rayward.pipelines.report.gates import gates_report
-from rayward.pipelines.report.method import (
-    context_distillation_report,
-    red_teaming_report,
-    rejection_sampling_report,
-)
 from rayward.pipelines.report.results import (
     heat_map,
     measured_parents,
@@ -38,13 +30,9 @@ from rayward.pipelines.report.results import (
     result_rows,
     stage_charts,
 )
-from rayward.pipelines.report.rewards import reward_model_report
 from rayward.pipelines.report.scores import kept_samples, score_distributions, shown_answers
+from rayward.pipelines.stage import ReportSection, stage_of
 
-_FITTED = (
-    *("sft", "safety_sft", *REWARD_STAGES.values()),
-    *("rejection_sampling", "context_distillation"),
-)
 _FILTERS = (
     "after",
     "interval",
@@ -58,6 +46,8 @@ _FILTERS = (
     "seconds",
     "sentence",
 )
+
+_PIPELINES = "rayward.pipelines"
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -78,7 +68,10 @@ def write_report(run: RunDirectory) -> Path:
     The same directory gives the same bytes.
     """
     environment = Environment(
-        loader=PackageLoader("rayward.pipelines.report", ""),
+        # Its own templates, and those of stages by FOLDER/FILE.
+        loader=ChoiceLoader(
+            [PackageLoader(f"{_PIPELINES}.report", ""), PackageLoader(_PIPELINES, "")]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -92,8 +85,8 @@ def write_report(run: RunDirectory) -> Path:
 
 
 def _content(run: RunDirectory) -> dict[str, Any]:
-    recipe, metrics = run.recipe(), read_metrics(run.metrics_path)
-    plan, stages = make_plan(recipe), finished_stages(run)
+    reading = read(run)
+    recipe, stages = reading.recipe, reading.stages
     evaluations, measured = stage_evaluations(run), measurements(run)
     parents = measured_parents(recipe, evaluations)
     ends = own_ends(evaluations)
@@ -123,7 +116,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         "sampled": list(samples),
         "scores": score_distributions(samples),
         "samples": shown_answers(samples),
-        **_method(run, recipe, plan, stages, metrics),
+        **_method(reading),
         "timing": _rest(summary.get("timing", {}), {*stages, *map(evaluation_of, measured)}),
         "svg": lambda chart: Markup(chart.svg),
     }
@@ -151,41 +144,20 @@ def _rest(timing: Mapping[str, float], told: set[str]) -> dict[str, float]:
     return {name: spent for name, spent in timing.items() if not told.issuperset(name.split(" + "))}
 
 
-def _method(
-    run: RunDirectory,
-    recipe: Recipe,
-    plan: Sequence[PlannedStage],
-    stages: Results,
-    metrics: Metrics,
-) -> dict[str, Any]:
+def _method(reading: RunReading) -> dict[str, Any]:
     """What each kind of stage did, in the order of the plan."""
-
-    def finished(name: str) -> list[PlannedStage]:
-        return [one for one in plan if one.name == name and one.id in stages]
-
-    # A stage that was cut short has curves too.
-    with_curves = {*stages, *(row["stage"] for row in metrics)}
-    ppo = [one.id for one in plan if one.name == "ppo" and one.id in with_curves]
-    fitted = [one.id for one in plan if one.name in _FITTED and one.id in with_curves]
-    supervised: list[CurveGroup] = [supervised_curves(stage, metrics) for stage in fitted]
+    names = dict.fromkeys(one.name for one in reading.plan)
+    sections: dict[str, ReportSection] = {}
+    for name in names:
+        planned = [one for one in reading.plan if one.name == name]
+        found = stage_of(name).report(reading, planned)
+        if found is not None and found.entries:
+            before = sections.get(found.id)
+            entries = found.entries if before is None else (*before.entries, *found.entries)
+            sections[found.id] = replace(found, entries=entries)
+    fitted = [one for one in reading.plan if stage_of(one.name).fits(reading.recipe)]
     return {
-        "reward_models": [
-            reward_model_report(stage, found, stages[stage])
-            for stage, found in reward_evaluations(run).items()
-        ],
-        "rejection_sampling": [
-            rejection_sampling_report(one.id, stages[one.id])
-            for one in finished("rejection_sampling")
-        ],
-        "ppo": [ppo_report(stage, metrics, recipe.ppo, stages.get(stage)) for stage in ppo],
-        "kind": report_words.kind_of_run(recipe.ppo) if ppo else {},
-        "red_teaming": [
-            red_teaming_report(one.id, one.policy, stages[one.id])
-            for one in finished("red_teaming")
-        ],
-        "context_distillation": [
-            context_distillation_report(one.id, stages[one.id])
-            for one in finished("context_distillation")
-        ],
-        "supervised": supervised,
+        "sections": list(sections.values()),
+        "step_times": [entry for section in sections.values() for entry in section.step_times],
+        "supervised": [supervised_curves(one.id, reading.metrics) for one in reading.begun(fitted)],
     }

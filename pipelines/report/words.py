@@ -4,20 +4,14 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-from rayward.cluster.config.mixes import LagrangianMixSettings, MixSettings, PiecewiseMixSettings
-from rayward.cluster.config.ppo import PPOSettings
 from rayward.cluster.config.recipe import Recipe
 from rayward.cluster.records.plan import PREVIOUS, START
 from rayward.cluster.records.rates import MeanScore, Rate, StageEvaluation
+from rayward.cluster.stages import declared_stages
 
 _NAMES = {
     START: "start model",
     PREVIOUS: "previous model",
-    "sft": "SFT",
-    "safety_sft": "safety SFT",
-    "reward_safety": "safety reward model",
-    "reward_helpfulness": "helpfulness reward model",
-    "ppo": "PPO",
     "illicit_and_criminal_activities": "illicit and criminal",
     "hateful_and_harmful_activities": "hateful and harmful",
     "unqualified_advice": "unqualified advice",
@@ -34,7 +28,8 @@ def label(name: str) -> str:
     later = _ROUND.fullmatch(name)
     if later is not None:
         return f"{label(later['stage'])} {later['round']}"
-    return _NAMES.get(name, name.replace("_", " "))
+    stage = declared_stages().get(name)
+    return _NAMES.get(name, name.replace("_", " ")) if stage is None else stage.label
 
 
 def after(policy: str) -> str:
@@ -120,43 +115,6 @@ def stages_told(recipe: Recipe) -> str:
     """The stages of a recipe in order, and how often they are gone through."""
     text = " → ".join(label(name) for name in recipe.stages)
     return text if recipe.rounds == 1 else f"{text}; {recipe.rounds} rounds"
-
-
-def kind_of_run(ppo: PPOSettings) -> dict[str, str]:
-    """What sort of PPO this was, by the settings that change what its curves mean."""
-    kl = ppo.kl
-    steered = "fixed"
-    if kl.adaptive is not None:
-        steered = f"at first, steered towards {kl.adaptive.target:g} nats an answer"
-    where = "in the loss" if ppo.kl_in_loss else f"in the token rewards, estimator {kl.estimator}"
-    critic = "with a critic"
-    if not ppo.has_critic:
-        critic = f"no critic, {ppo.group_size} answers to a prompt compared"
-    rollouts = "synchronous"
-    if ppo.max_staleness:
-        rollouts = f"asynchronous, at most {_versions(ppo.max_staleness)} old"
-    return {
-        "reward mix": f"{ppo.mix.name} ({_rule(ppo.mix)})",
-        "advantage estimator": f"{ppo.advantage_estimator} ({critic})",
-        "rollouts": f"{rollouts} (max_staleness {ppo.max_staleness})",
-        "KL weight": f"{kl.beta:g} {steered}, {where}",
-        "batch": f"{ppo.batch_size} answers a step, {ppo.minibatch_size} an update",
-    }
-
-
-def _rule(mix: MixSettings) -> str:
-    if isinstance(mix, PiecewiseMixSettings):
-        return (
-            "the safety model decides on tagged prompts and below a probability of "
-            f"{mix.threshold:g}, else the helpfulness model"
-        )
-    if isinstance(mix, LagrangianMixSettings):
-        return f"helpfulness, with the mean cost held at {mix.cost_limit:g} or less"
-    return f"safety {mix.safety_weight:g}, helpfulness {mix.helpfulness_weight:g}"
-
-
-def _versions(count: int) -> str:
-    return f"{count} weight version{'s' if count > 1 else ''}"
 
 
 def _with_interval(found: Rate | None) -> str:

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 import ray
 
-from rayward.actors.requests import attacker_requests, role_requests, session_requests
-from rayward.cluster.config.evaluation import answer_judges
-from rayward.cluster.config.recipe import REWARD_STAGES, Recipe, StageName
-from rayward.cluster.config.roles import ModelRole
+from rayward.actors.requests import session_requests
+from rayward.cluster.config.recipe import Recipe
 from rayward.cluster.config.supervised import SupervisedSettings
 from rayward.cluster.errors import InputError
 from rayward.cluster.ray_runtime.placement import RoleRequest, missing_resources, total_cpus
 from rayward.cluster.records.plan import measured_policies
 from rayward.cluster.types import AXES
+from rayward.pipelines.stage import Stage, all_stages, stages_of
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,16 @@ def moments(recipe: Recipe) -> list[Moment]:
     Two reward models that are trained side by side are two moments: where there is room for one
     alone, the other waits.
     """
-    found = [moment for stage in recipe.stages for moment in _of_stage(recipe, stage)]
-    return [*found, *_of_measurements(recipe)] if measured_policies(recipe) else found
+    measures = bool(measured_policies(recipe))
+    stages = [one for one in all_stages(recipe) if measures or one.makes != "measurements"]
+    return [moment for stage in stages for moment in _moments_of(stage, recipe)]
 
 
 def required_cpus(recipe: Recipe) -> float:
     """Logical CPUs that the recipe's widest moment asks for; none waits for another."""
     asked = {moment.name: total_cpus(moment.requests) for moment in moments(recipe)}
-    side_by_side = sum(asked.get(stage, 0.0) for stage in REWARD_STAGES.values())
+    together = [stage for stage in stages_of(recipe) if stage.makes == "reward_model"]
+    side_by_side = sum(asked[name] for stage in together for name in stage.fits(recipe))
     return max([side_by_side, *asked.values()])
 
 
@@ -71,55 +72,29 @@ def require_room(recipe: Recipe) -> None:
             raise InputError(f"{moment.name}: resources", missing, "no more than this machine has")
 
 
-def _of_stage(recipe: Recipe, stage: StageName) -> list[Moment]:
-    if stage == "evaluation":
-        return []  # every policy is measured
-    if stage == "ppo":
-        return [Moment(stage, [Gang(role_requests(recipe.ppo), recipe.ppo.colocate)])]
-    settings = getattr(recipe, stage)
-    if isinstance(settings, SupervisedSettings):
-        return [Moment(stage, [_fit(stage, settings)])]
-    gangs = [_session(recipe)]
-    if stage == "red_teaming" and recipe.red_teaming.attacker is not None:
-        gangs.append(Gang(attacker_requests(recipe.red_teaming.attacker)))
-    asked = [Moment(stage, gangs)]
-    fit: SupervisedSettings | None = getattr(settings, "fit", None)
-    return asked if fit is None else [*asked, Moment(f"{stage}.fit", [_fit("fit", fit)])]
+def _moments_of(stage: Stage, recipe: Recipe) -> list[Moment]:
+    own = stage.capacity(recipe)
+    if own is not None:
+        return own
+    asks = stage.sampling(recipe) is not None
+    sampler = [sampler_moment(stage.name, recipe)] if asks else []
+    return [*sampler, *(_fit(*fit) for fit in stage.fits(recipe).items())]
 
 
-def _of_measurements(recipe: Recipe) -> list[Moment]:
-    evaluation, session = recipe.evaluation, _session(recipe)
-    # Who is there at the same time; where an oracle judges, it is only less.
-    together: dict[str, dict[str, ModelRole | None]] = {
-        "evaluation": {"judge": evaluation.judge, "refusal_judge": evaluation.refusal_judge},
-        "evaluation.truthfulqa": {
-            field.rpartition(".")[2]: judge for field, judge in answer_judges(evaluation).items()
-        },
-        "evaluation.toxigen": {"judge": evaluation.toxigen.judge} if evaluation.toxigen else {},
-    }
-    return [
-        Moment(
-            section,
-            [
-                session,
-                *(
-                    Gang([RoleRequest(role, 1, judge.resources)])
-                    for role, judge in judges.items()
-                    if judge is not None
-                ),
-            ],
-        )
-        for section, judges in together.items()
-    ]
+def _fit(name: str, settings: SupervisedSettings) -> Moment:
+    """A supervised fit, by the place of its settings in the recipe."""
+    request = RoleRequest(name.rpartition(".")[2], settings.deepspeed.ranks, settings.resources)
+    return Moment(name, [Gang([request])])
 
 
-def _session(recipe: Recipe) -> Gang:
-    """Samplers, with the reward models that the recipe brings or makes."""
-    made = [axis for axis in AXES if REWARD_STAGES[axis] in recipe.stages]
-    brought = [axis for axis in AXES if getattr(recipe.ppo, axis).path is not None]
-    axes = [axis for axis in AXES if axis in {*made, *brought}]
-    return Gang(session_requests(recipe.ppo, axes))
+def sampler_moment(name: str, recipe: Recipe, others: Sequence[Gang] = ()) -> Moment:
+    """The run's sampler, with the reward models that the recipe brings or makes, and others.
 
-
-def _fit(name: str, settings: SupervisedSettings) -> Gang:
-    return Gang([RoleRequest(name, settings.deepspeed.ranks, settings.resources)])
+    Args:
+        name: what it is for.
+        recipe: whose roles they are.
+        others: what is there at the same time.
+    """
+    made = {stage.axis for stage in stages_of(recipe)}
+    axes = [axis for axis in AXES if axis in made or getattr(recipe.ppo, axis).path is not None]
+    return Moment(name, [Gang(session_requests(recipe.ppo, axes)), *others])

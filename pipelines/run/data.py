@@ -7,6 +7,7 @@ from typing import TypeVar, get_args
 
 from rayward.cluster.atomic import read_bytes
 from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.errors import InputError
 from rayward.cluster.records.benchmarks import (
     ToxigenPrompt,
     TruthfulQuestion,
@@ -51,6 +52,42 @@ class RunData:
     digests: dict[str, str]
     """SHA-256 of every table that is there, by its name below the data directory."""
     oracle: Oracle | None
+
+    def require(self, table: str, rows: int) -> None:
+        """Refuse data that a stage of the recipe can do nothing with.
+
+        Args:
+            table: what is wanted, as people know it.
+            rows: how many of it there are.
+
+        Raises:
+            InputError: there are none.
+        """
+        if not rows:
+            expected = "at least one row for the stages of this recipe"
+            raise InputError(f"data: {table}", rows, expected)
+
+    def require_replay(self, section: str, benign_replay: float) -> None:
+        """Refuse to replay benign demonstrations where there are none.
+
+        Args:
+            section: of the recipe, that asks for it.
+            benign_replay: benign demonstrations for each other one.
+
+        Raises:
+            InputError: there are none, and some are wanted.
+        """
+        if benign_replay and all(one.prompt.adversarial for one in self.demonstrations):
+            raise InputError(
+                f"{section}.benign_replay",
+                benign_replay,
+                "0, because the data has no demonstrations on benign prompts",
+            )
+
+    @property
+    def adversarial(self) -> list[Prompt]:
+        """The adversarial training prompts."""
+        return [prompt for prompt in self.prompts if prompt.adversarial]
 
 
 def load_data(recipe: Recipe, run: RunDirectory) -> RunData:

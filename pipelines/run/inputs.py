@@ -12,10 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rayward.cluster.config.recipe import Recipe, StageName
+from rayward.cluster.config.recipe import Recipe
 from rayward.cluster.config.roles import ModelRole
 from rayward.cluster.config.topology import TOPOLOGY
-from rayward.cluster.records.best_samples import best_files
 from rayward.cluster.records.plan import (
     PREVIOUS,
     START,
@@ -28,24 +27,9 @@ from rayward.cluster.records.plan import (
 from rayward.cluster.runs.artifacts import Artifact, model_identity
 from rayward.cluster.runs.manifest import code_version, file_digest
 from rayward.cluster.types import AXES, Axis
+from rayward.pipelines.stage import stage_of
 
-_TABLES: dict[StageName, tuple[str, ...]] = {
-    "sft": ("demonstrations/",),
-    "safety_sft": ("safety_demonstrations/", "demonstrations/"),
-    "reward_safety": ("preferences/",),
-    "reward_helpfulness": ("preferences/",),
-    "rejection_sampling": ("prompts/train",),
-    "ppo": ("prompts/train", "prompts/validation"),
-    "red_teaming": ("prompts/",),
-    "context_distillation": ("prompts/", "demonstrations/"),
-}
 _MEASURED: tuple[str, ...] = ("prompts/held_out", "benchmarks/")
-# What a stage may do with the answers that it draws.
-_SCORING: dict[StageName, tuple[Axis, ...]] = {
-    "rejection_sampling": AXES,
-    "red_teaming": ("safety",),
-    "context_distillation": ("safety",),
-}
 
 
 def name_artifacts(recipe: Recipe, digests: Mapping[str, str], room: int) -> dict[str, Artifact]:
@@ -58,7 +42,7 @@ def name_artifacts(recipe: Recipe, digests: Mapping[str, str], room: int) -> dic
     """
     named: dict[str, Artifact] = {START: Artifact(START, _start_inputs(recipe, digests))}
     for stage in make_plan(recipe):
-        if stage.name != "evaluation":
+        if stage_of(stage.name).makes != "measurements":
             named[stage.id] = Artifact(stage.id, _inputs(recipe, stage, digests, named))
     if recipe.gates is not None and recipe.gates.previous is not None:
         named[PREVIOUS] = Artifact(PREVIOUS, {"model": model_identity(recipe.gates.previous)})
@@ -70,10 +54,10 @@ def name_artifacts(recipe: Recipe, digests: Mapping[str, str], room: int) -> dic
             "seed": recipe.seed,
             "oracle": recipe.data.tiny_world is not None,
             "room": room,
-            "settings": _settings(recipe.evaluation),
+            "settings": hashed(recipe.evaluation),
             "policy": named[policy].name,
             "mix": recipe.ppo.mix.model_dump(mode="json"),
-            "rollout": _settings(recipe.ppo.rollout),
+            "rollout": hashed(recipe.ppo.rollout),
             "reward_models": judges,
             "judges": _judges(recipe),
             "data": _chosen(digests, _MEASURED),
@@ -87,7 +71,7 @@ def _start_inputs(recipe: Recipe, digests: Mapping[str, str]) -> dict[str, Any]:
         return {"model": model_identity(recipe.model.path)}
     return {
         "version": _version(),
-        "make": _settings(recipe.model),
+        "make": hashed(recipe.model),
         "seed": recipe.seed,
         "data": _chosen(digests, ("demonstrations/",)),
     }
@@ -95,40 +79,28 @@ def _start_inputs(recipe: Recipe, digests: Mapping[str, str]) -> dict[str, Any]:
 
 def _inputs(
     recipe: Recipe,
-    stage: PlannedStage,
+    planned: PlannedStage,
     digests: Mapping[str, str],
     named: Mapping[str, Artifact],
 ) -> dict[str, Any]:
-    settings = getattr(recipe, stage.name)
-    inputs: dict[str, Any] = {
+    stage = stage_of(planned.name)
+    return {
         "version": _version(),
         "seed": recipe.seed,
         # The tiny world has templates and preprompts of its own.
         "tiny_world": recipe.data.tiny_world is not None,
-        "round": stage.round,
-        "settings": _settings(settings),
-        "data": _chosen(digests, _TABLES[stage.name]),
-        "policy": named[stage.policy].name,
-        "gathered": [named[one].name for one in stage.gathered],
-        "files": _files(settings),
+        "round": planned.round,
+        "settings": hashed(stage.settings(recipe)),
+        "data": _chosen(digests, stage.reads),
+        "policy": named[planned.policy].name,
+        "gathered": [named[one].name for one in planned.gathered],
+        "reward_models": {
+            axis: _reward_model(recipe, axis, planned.reward_models, named) for axis in stage.needs
+        },
+        # Whoever asks the run's sampler asks the engine that PPO's settings describe.
+        "rollout": None if stage.sampling(recipe) is None else hashed(recipe.ppo.rollout),
+        "own": stage.inputs(recipe),
     }
-    if stage.name == "ppo":
-        inputs["reward_models"] = {
-            axis: _reward_model(recipe, axis, stage.reward_models, named) for axis in AXES
-        }
-        inputs["paths"] = {
-            role: _identity(getattr(recipe.ppo, role).path)
-            for role in ("policy", "critic", "reference")
-        }
-    elif stage.name in _SCORING:
-        inputs["reward_models"] = {
-            axis: _reward_model(recipe, axis, stage.reward_models, named)
-            for axis in _SCORING[stage.name]
-        }
-        inputs["rollout"] = _settings(recipe.ppo.rollout)
-        if stage.name == "rejection_sampling":
-            inputs["mix"] = recipe.ppo.mix.model_dump(mode="json")
-    return inputs
 
 
 def _reward_model(
@@ -136,7 +108,7 @@ def _reward_model(
 ) -> dict[str, Any] | None:
     """The reward model of an axis, and how it reads; None where there is none."""
     role = getattr(recipe.ppo, axis)
-    reads = {"settings": _settings(role), "template": _digest(role.chat_template)}
+    reads = {"settings": hashed(role), "template": given_file(role.chat_template)}
     if role.path is not None:
         return reads | {"model": model_identity(role.path)}
     return reads | {"model": named[made[axis]].name} if axis in made else None
@@ -149,12 +121,13 @@ def _judges(recipe: Recipe) -> list[dict[str, Any] | None]:
         judges += [evaluation.truthfulqa.truth_judge, evaluation.truthfulqa.info_judge]
     if evaluation.toxigen is not None:
         judges += [evaluation.toxigen.judge]
-    identities = [None if judge is None else _identity(judge.path) for judge in judges]
-    template = evaluation.judge and _digest(evaluation.judge.chat_template)
+    identities = [None if judge is None else given_model(judge.path) for judge in judges]
+    template = evaluation.judge and given_file(evaluation.judge.chat_template)
     return [*identities, {"template": template}]
 
 
-def _settings(settings: BaseModel) -> dict[str, Any]:
+def hashed(settings: BaseModel) -> dict[str, Any]:
+    """Settings as they are hashed: without those that only say where something runs."""
     return _without(settings.model_dump(mode="json"))
 
 
@@ -166,26 +139,16 @@ def _without(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _files(settings: BaseModel) -> dict[str, Any]:
-    """Digests of the files that settings name, for what is in them counts, not where they are."""
-    found: dict[str, Any] = {}
-    for name in ("templates", "preprompts"):
-        path = getattr(settings, name, None)
-        if path is not None and Path(path).is_file():
-            found[name] = file_digest(Path(path))
-    for path in getattr(settings, "earlier", []):
-        found[path] = [file_digest(file) for file in best_files(path)]
-    attacker = getattr(settings, "attacker", None)
-    if attacker is not None:
-        found["attacker"] = model_identity(attacker.path)
-    return found
+def given_file(path: str | None) -> str | None:
+    """The digest of a file that settings name: what is in it counts, not where it is.
 
-
-def _digest(path: str | None) -> str | None:
+    None where no file is named, or it is not there: whoever reads it says so.
+    """
     return file_digest(Path(path)) if path is not None and Path(path).is_file() else None
 
 
-def _identity(path: str | None) -> dict[str, Any] | None:
+def given_model(path: str | None) -> dict[str, Any] | None:
+    """What tells a model that settings name from another; None where none is named."""
     return None if path is None else model_identity(path)
 
 

@@ -18,18 +18,14 @@ from rayward.cluster.progress import announce
 from rayward.cluster.seeds import stage_seed
 from rayward.cluster.types import Axis
 from rayward.pipelines.run.data import RunData
+from rayward.pipelines.stage import all_stages
 
 _SESSION = "session"
 
 
 def longest_conversation(recipe: Recipe, data: RunData) -> int:
     """The longest prompt plus answer that any session of the recipe may ask for, in tokens."""
-    asked = [recipe.evaluation.sampling]
-    asked += [
-        getattr(recipe, stage).sampling
-        for stage in ("rejection_sampling", "red_teaming", "context_distillation")
-        if stage in recipe.stages
-    ]
+    asked = [one for stage in all_stages(recipe) if (one := stage.sampling(recipe)) is not None]
     longest = max(one.max_prompt_tokens + one.max_response_tokens for one in asked)
     return max(longest, benchmark_room(recipe, data))
 

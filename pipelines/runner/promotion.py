@@ -11,7 +11,7 @@ from rayward.cluster.records.rates import StageEvaluation
 from rayward.cluster.records.samples import Sample, read_samples
 from rayward.cluster.runs.run_directory import write_json
 from rayward.pipelines.evaluation.gates import check_policy
-from rayward.pipelines.evaluation.stage import is_done
+from rayward.pipelines.evaluation.measure import is_done
 from rayward.pipelines.run.context import RunContext
 
 

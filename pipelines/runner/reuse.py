@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from rayward.cluster.progress import announce
+from rayward.cluster.records.plan import measured_by
 from rayward.cluster.records.tables import BenchmarkName
 from rayward.cluster.runs.artifacts import finished_beside, link_file, link_tree
 from rayward.cluster.runs.manifest import directory_digest, source_digest
@@ -42,8 +43,8 @@ def adopt(context: RunContext, stage: str) -> bool:
 
 def _is_whole(other: RunDirectory, stage: str, name: str) -> bool:
     """Whether what a stage left is still there: people clear up, and redo."""
-    policy = stage.removeprefix("evaluation/")
-    if policy != stage:
+    policy = measured_by(stage)
+    if policy is not None:
         return other.samples_path(policy).is_file()
     output = other.output_dir(stage)
     result = other.stage_document(stage)
@@ -58,8 +59,8 @@ def _is_whole(other: RunDirectory, stage: str, name: str) -> bool:
 
 
 def _link_all(other: RunDirectory, run: RunDirectory, stage: str) -> None:
-    policy = stage.removeprefix("evaluation/")
-    if policy != stage:
+    policy = measured_by(stage)
+    if policy is not None:
         # Beside the answers on held-out prompts there may be those on benchmarks.
         for name in (policy, *(f"{policy}-{benchmark}" for benchmark in get_args(BenchmarkName))):
             if other.samples_path(name).is_file():

@@ -7,13 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rayward.cluster.config.recipe import REWARD_STAGES, Recipe
+from rayward.cluster.config.recipe import Recipe
 from rayward.cluster.errors import GateFailed, RunStopped
 from rayward.cluster.progress import announce
 from rayward.cluster.ray_runtime.lost_nodes import NamingLostNodes
@@ -21,19 +22,19 @@ from rayward.cluster.ray_runtime.session import ray_session
 from rayward.cluster.records.plan import PlannedStage, evaluation_of, make_plan
 from rayward.cluster.records.summary import write_summary
 from rayward.cluster.runs.run_directory import RunDirectory
+from rayward.cluster.stages import makes_reward_model
 from rayward.cluster.trackers.metrics import MetricsWriter
 from rayward.cluster.trackers.ray_gauges import metrics_address
 from rayward.cluster.trackers.tracking import Trackers, open_trackers
-from rayward.pipelines.evaluation.stage import due, is_done, measure
+from rayward.pipelines.evaluation.measure import due, is_done, measure
 from rayward.pipelines.report.report import write_report
 from rayward.pipelines.run.capacity import require_room, required_cpus
 from rayward.pipelines.run.context import RunContext, open_context
 from rayward.pipelines.run.data import load_data
 from rayward.pipelines.runner import preflight
 from rayward.pipelines.runner.promotion import check_gates, promote
-from rayward.pipelines.runner.registry import STAGES
 from rayward.pipelines.runner.reuse import adopt
-from rayward.pipelines.supervised.stage import run_rewards
+from rayward.pipelines.stage import stage_of
 
 
 def run_recipe(recipe: Recipe, out: Path, resume: bool, address: str | None) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def _run_stages(
         for together in _side_by_side(todo):
             name = " + ".join(stage.id for stage in together)
             with timed(name):
-                _run_together(context, together)
+                run_together(context, together)
             _measure_due(context, timed)
         check_gates(context)
         promote(context)
@@ -129,7 +130,7 @@ def _run_stages(
 
 def _is_there(context: RunContext, stage: PlannedStage) -> bool:
     """Whether a stage is done, here or in a run beside this one; measuring comes by itself."""
-    if stage.name == "evaluation" or is_done(context, stage.id):
+    if stage_of(stage.name).makes == "measurements" or is_done(context, stage.id):
         return True
     return adopt(context, stage.id)
 
@@ -138,18 +139,27 @@ def _side_by_side(stages: Sequence[PlannedStage]) -> list[list[PlannedStage]]:
     """The stages in order; neighbours that train reward models from one policy are together."""
 
     def key(stage: PlannedStage) -> tuple[str, ...]:
-        is_reward = stage.name in REWARD_STAGES.values()
-        return ("reward models", stage.policy) if is_reward else (stage.id,)
+        return ("reward models", stage.policy) if makes_reward_model(stage.name) else (stage.id,)
 
     return [list(group) for _, group in groupby(stages, key)]
 
 
-def _run_together(context: RunContext, stages: list[PlannedStage]) -> None:
+def run_together(context: RunContext, stages: Sequence[PlannedStage]) -> None:
+    """Run stages side by side, each in a thread; where one fails, the others give way."""
     context.check_stop()
-    if stages[0].name in REWARD_STAGES.values():
-        run_rewards(context, stages)
-    else:
-        STAGES[stages[0].name](context, stages[0])
+    if len(stages) == 1:
+        stage_of(stages[0].name).run(context, stages[0])
+        return
+    # Once, before two threads would do it at the same time.
+    context.sessions.close()
+    context.policy(stages[0].policy)
+    with ThreadPoolExecutor(max_workers=len(stages)) as pool:
+        runs = [pool.submit(stage_of(one.name).run, context, one) for one in stages]
+        done, _ = wait(runs, return_when=FIRST_EXCEPTION)
+        if any(one.exception() for one in done):
+            context.stop.set()  # the others give way at their next step
+        for one in sorted(done, key=runs.index):
+            one.result()
 
 
 def _measure_due(context: RunContext, timed: Callable[[str], AbstractContextManager[None]]) -> None:

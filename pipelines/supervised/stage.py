@@ -1,200 +1,156 @@
-"""The supervised stages of a run: SFT, safety SFT, and the two reward models side by side."""
+"""The supervised stages: SFT, safety SFT, and the two reward models."""
 
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rayward.actors.models.loading import load_causal_lm, load_tokenizer, save_model
-from rayward.cluster.atomic import new_directory
-from rayward.cluster.config.recipe import REWARD_STAGES
-from rayward.cluster.config.supervised import SFTSettings
-from rayward.cluster.progress import stage_progress
-from rayward.cluster.records.best_samples import read_best, unique_demonstrations
+from rayward.cluster.config.supervised import (
+    RewardTrainingSettings,
+    SafetyRewardSettings,
+    SafetySFTSettings,
+    SFTSettings,
+    SupervisedSettings,
+)
 from rayward.cluster.records.plan import PlannedStage
-from rayward.cluster.seeds import stage_seed
-from rayward.cluster.types import AXES, Axis, Demonstration
-from rayward.pipelines.run.context import RunContext
-from rayward.pipelines.supervised.fit import FitResult
-from rayward.pipelines.supervised.loop import StepReport
-from rayward.pipelines.supervised.reward_model import train_reward_model
-from rayward.pipelines.supervised.sft import train_sft
+from rayward.pipelines.stage import ReportSection, Stage
 
-_PERCENT = 100
+if TYPE_CHECKING:
+    from rayward.cluster.config.recipe import Recipe
+    from rayward.cluster.records.reading import RunReading
+    from rayward.pipelines.run.context import RunContext
 
 
-def run_sft(context: RunContext, stage: PlannedStage) -> None:
-    """Supervised fine-tuning, from the second round on with the best samples gathered so far."""
-    gathered = [
-        row.demonstration
-        for earlier in stage.gathered
-        for row in read_best(context.run.output_dir(earlier))
-    ]
-    shown = unique_demonstrations([*context.data.demonstrations, *gathered])
-    numbers = {"demonstrations": len(context.data.demonstrations), "gathered": len(gathered)}
-    fit_policy(context, stage, shown, context.data.held_out_demonstrations, numbers)
+class SFTStage(Stage):
+    """Supervised fine-tuning, from the second round on with the best samples gathered so far
+    (Llama 2, section 3.1)."""
 
+    name = "sft"
+    label = "SFT"
+    Settings = SFTSettings
+    makes = "policy"
+    reads = ("demonstrations/",)
+    gathers = ("rejection_sampling",)
+    starts_from_base = True
 
-def run_safety_sft(context: RunContext, stage: PlannedStage) -> None:
-    """Supervised safety fine-tuning: safe answers to adversarial prompts among benign ones."""
-    safe = context.data.safety_demonstrations
-    benign = replay(context, stage, round(context.recipe.safety_sft.benign_replay * len(safe)))
-    numbers = {"safety_demonstrations": len(safe), "benign_replayed": len(benign)}
-    fit_policy(context, stage, [*safe, *benign], [], numbers)
+    def fits(self, recipe: Recipe) -> dict[str, SupervisedSettings]:
+        """Its one fit."""
+        return {self.name: recipe.sft}
 
+    def check(self, context: RunContext) -> None:
+        """There is something to imitate."""
+        context.data.require("demonstrations", len(context.data.demonstrations))
 
-def replay(context: RunContext, stage: PlannedStage, count: int) -> list[Demonstration]:
-    """Benign demonstrations, drawn without replacement, so that helpfulness holds in a fit on
-    adversarial prompts; all of them where there are not so many."""
-    benign = [one for one in context.data.demonstrations if not one.prompt.adversarial]
-    rng = np.random.default_rng(stage_seed(context.recipe.seed, f"{stage.id}/replay"))
-    drawn = rng.choice(len(benign), size=min(count, len(benign)), replace=False)
-    return [benign[index] for index in sorted(drawn.tolist())]
+    def run(self, context: RunContext, planned: PlannedStage) -> None:
+        """Fit the start model to the demonstrations."""
+        from rayward.cluster.records.best_samples import read_best, unique_demonstrations
+        from rayward.pipelines.supervised.policies import fit_policy
 
-
-def fit_policy(
-    context: RunContext,
-    stage: PlannedStage,
-    demonstrations: Sequence[Demonstration],
-    held_out: Sequence[Demonstration],
-    numbers: dict[str, Any],
-    seconds_before: float = 0.0,
-) -> None:
-    """Fit a stage's policy to demonstrations, and complete the stage.
-
-    Args:
-        context: the run.
-        stage: whose policy it will be.
-        demonstrations: what is imitated.
-        held_out: what the loss is measured on.
-        numbers: what else came out of the stage.
-        seconds_before: what the stage took before the fit.
-    """
-    began = time.perf_counter()
-    settings = getattr(context.recipe, stage.name)
-    fit: SFTSettings = settings if isinstance(settings, SFTSettings) else settings.fit
-    context.sessions.close()
-    output = context.begin(stage.id)
-    start = context.policy(stage.policy)
-    with stage_progress(stage.id, total=_PERCENT) as advance:
-        result = train_sft(
-            start,
-            demonstrations,
-            held_out,
-            fit,
-            output,
-            stage_seed(context.recipe.seed, stage.id),
-            context.storage,
-            _reporter(context, stage.id, advance),
-        )
-    context.record_model(stage.id, {"start": start})
-    context.complete(
-        stage.id,
-        {
-            "seconds": seconds_before + time.perf_counter() - began,
-            "fit": _fit_numbers(result.fit),
-            "held_out_loss": result.held_out_loss,
-            **numbers,
-        },
-    )
-
-
-def keep_policy(
-    context: RunContext, stage: PlannedStage, numbers: dict[str, Any], seconds: float
-) -> None:
-    """Complete a stage that has nothing to fit to, with the policy that it started from."""
-    context.sessions.close()
-    output, start = context.begin(stage.id), context.policy(stage.policy)
-    with new_directory(output) as partial:
-        save_model(load_causal_lm(start, "float32"), load_tokenizer(start), partial)
-    context.record_model(stage.id, {"start": start})
-    context.complete(stage.id, {"seconds": seconds, "fit": None, "held_out_loss": None, **numbers})
-
-
-def run_rewards(context: RunContext, stages: Sequence[PlannedStage]) -> None:
-    """Train reward models, all at the same time: neither waits for the other."""
-    context.sessions.close()
-    own = [(stage, axis) for axis in AXES for stage in stages if stage.name == REWARD_STAGES[axis]]
-    # Once, before two threads would make it at the same time.
-    start = context.policy(stages[0].policy)
-    name = " + ".join(stage.id for stage in stages)
-    with (
-        stage_progress(name, total=_PERCENT * len(stages)) as advance,
-        ThreadPoolExecutor(max_workers=len(AXES)) as pool,
-    ):
-        fits = [
-            pool.submit(_train_reward, context, stage, axis, start, advance) for stage, axis in own
+        gathered = [
+            row.demonstration
+            for earlier in planned.gathered
+            for row in read_best(context.run.output_dir(earlier))
         ]
-        done, _ = wait(fits, return_when=FIRST_EXCEPTION)
-        if any(fit.exception() for fit in done):
-            context.stop.set()  # the other gives way at its next step
-        for fit in sorted(done, key=fits.index):
-            fit.result()
+        data = context.data
+        shown = unique_demonstrations([*data.demonstrations, *gathered])
+        numbers = {"demonstrations": len(data.demonstrations), "gathered": len(gathered)}
+        held_out = data.held_out_demonstrations
+        fit_policy(context, planned, context.recipe.sft, shown, held_out, numbers)
 
 
-def _train_reward(
-    context: RunContext, stage: PlannedStage, axis: Axis, start: str, advance: Callable[..., None]
-) -> None:
-    began = time.perf_counter()
-    data = context.data
-    result = train_reward_model(
-        start,
-        axis,
-        [pair for own in data.preferences.values() for pair in own],
-        data.held_out_preferences[axis],
-        getattr(context.recipe, stage.name),
-        context.begin(stage.id),
-        stage_seed(context.recipe.seed, stage.id),
-        context.storage,
-        _reporter(context, stage.id, advance),
-    )
-    context.record_model(stage.id, {"start": start})
-    context.complete(
-        stage.id,
-        {
-            "seconds": time.perf_counter() - began,
-            "fit": _fit_numbers(result.fit),
-            "mix": asdict(result.mix),
-            "held_out_unsafe_chosen": result.held_out_unsafe_chosen,
-            "held_out_left_out": result.held_out_left_out,
-            "evaluation": result.evaluation and result.evaluation.model_dump(mode="json"),
-            "safety_calibration": result.safety_calibration
-            and result.safety_calibration.model_dump(mode="json"),
-        },
-    )
+class SafetySFTStage(Stage):
+    """Supervised safety fine-tuning: safe answers to adversarial prompts among benign ones
+    (Llama 2, section 4.2.2)."""
+
+    name = "safety_sft"
+    label = "safety SFT"
+    Settings = SafetySFTSettings
+    makes = "policy"
+    reads = ("safety_demonstrations/", "demonstrations/")
+
+    def fits(self, recipe: Recipe) -> dict[str, SupervisedSettings]:
+        """Its one fit."""
+        return {self.name: recipe.safety_sft}
+
+    def check(self, context: RunContext) -> None:
+        """There are safe answers, and benign ones to replay."""
+        data = context.data
+        data.require("safety_demonstrations", len(data.safety_demonstrations))
+        data.require_replay(self.name, context.recipe.safety_sft.benign_replay)
+
+    def run(self, context: RunContext, planned: PlannedStage) -> None:
+        """Fit the policy to safe answers, with benign ones replayed."""
+        from rayward.pipelines.supervised.policies import fit_policy, replay
+
+        settings, safe = context.recipe.safety_sft, context.data.safety_demonstrations
+        benign = replay(context, planned, round(settings.benign_replay * len(safe)))
+        numbers = {"safety_demonstrations": len(safe), "benign_replayed": len(benign)}
+        fit_policy(context, planned, settings, [*safe, *benign], [], numbers)
 
 
-def _reporter(
-    context: RunContext, stage: str, advance: Callable[..., None]
-) -> Callable[[StepReport], None]:
-    shown = 0
+class _RewardModelStage(Stage):
+    """Training of one reward model (Llama 2, section 3.2.2)."""
 
-    def report(step: StepReport) -> None:
-        nonlocal shown
-        context.check_stop()
-        numbers = {
-            "train/loss": step.loss,
-            "train/learning_rate": step.learning_rate,
-            "train/grad_norm": step.gradient_norm,
-            "perf/throughput": step.tokens_per_second,
-            **{f"train/{name}": value for name, value in step.measures.items()},
-        }
-        context.log(step.step, stage, numbers)
-        percent = _PERCENT * step.step // step.steps
-        advance(percent - shown, {"step": step.step, "loss": step.loss})
-        shown = percent
+    makes = "reward_model"
+    reads = ("preferences/",)
 
-    return report
+    def fits(self, recipe: Recipe) -> dict[str, SupervisedSettings]:
+        """Its one fit."""
+        return {self.name: self._training(recipe)}
+
+    def check(self, context: RunContext) -> None:
+        """There are pairs of its axis."""
+        assert self.axis is not None
+        pairs = context.data.preferences[self.axis]
+        context.data.require(f"preferences, axis {self.axis}", len(pairs))
+
+    def run(self, context: RunContext, planned: PlannedStage) -> None:
+        """Train it from the policy before it, and measure it on held-out pairs."""
+        from rayward.pipelines.supervised.reward_models import run_reward_model
+
+        assert self.axis is not None
+        run_reward_model(context, planned, self.axis, self._training(context.recipe))
+
+    def report(self, run: RunReading, planned: Sequence[PlannedStage]) -> ReportSection | None:
+        """Accuracy, calibration and scores on held-out pairs."""
+        from rayward.pipelines.supervised.report import reward_model_report
+
+        found = [(one.id, run.stages[one.id]) for one in planned if one.id in run.stages]
+        return ReportSection(
+            id="reward-models",
+            title="Reward models",
+            template="supervised/reward_models.html.jinja",
+            entries=tuple(
+                reward_model_report(stage, self.label, result)
+                for stage, result in found
+                if result["evaluation"] is not None
+            ),
+        )
+
+    @abstractmethod
+    def _training(self, recipe: Recipe) -> RewardTrainingSettings: ...
 
 
-def _fit_numbers(fit: FitResult) -> dict[str, Any]:
-    return {
-        "steps": fit.steps,
-        "rows": fit.rows,
-        "rows_left_out": fit.rows_left_out,
-        "tokens": fit.tokens,
-        "training_seconds": fit.seconds,
-    }
+class SafetyRewardModelStage(_RewardModelStage):
+    """The safety reward model, which also learns safety labels."""
+
+    name = "reward_safety"
+    label = "safety reward model"
+    Settings = SafetyRewardSettings
+    axis = "safety"
+
+    def _training(self, recipe: Recipe) -> RewardTrainingSettings:
+        return recipe.reward_safety
+
+
+class HelpfulnessRewardModelStage(_RewardModelStage):
+    """The helpfulness reward model."""
+
+    name = "reward_helpfulness"
+    label = "helpfulness reward model"
+    Settings = RewardTrainingSettings
+    axis = "helpfulness"
+
+    def _training(self, recipe: Recipe) -> RewardTrainingSettings:
+        return recipe.reward_helpfulness

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rayward.cluster.config.mixes import LagrangianMixSettings, MixSettings
-from rayward.cluster.config.recipe import POLICY_STAGES, REWARD_STAGES, Recipe
+from rayward.cluster.config.recipe import Recipe
 from rayward.cluster.errors import InputError
 from rayward.cluster.runs.run_directory import RunDirectory
+from rayward.cluster.stages import declared_stages, reward_stage
 from rayward.cluster.types import AXES, Axis
 
 
@@ -46,7 +47,8 @@ def _policy(run: RunDirectory) -> str | None:
         # The run may have been moved since.
         here = run.model_dir(promoted["policy"])
         return str(here if here.is_dir() else promoted["model"])
-    made = [name for name in run.manifest()["lineage"] if _stage_of(name) in POLICY_STAGES]
+    policies = {one.name for one in declared_stages().values() if one.makes == "policy"}
+    made = [name for name in run.manifest()["lineage"] if _stage_of(name) in policies]
     return str(run.model_dir(made[-1])) if made else None
 
 
@@ -61,7 +63,7 @@ def _reward_models(run: RunDirectory, recipe: Recipe) -> dict[Axis, str]:
     found: dict[Axis, str] = {}
     lineage: Mapping[str, Any] = run.manifest()["lineage"]
     for axis in AXES:
-        brought, stage = getattr(recipe.ppo, axis).path, REWARD_STAGES[axis]
+        brought, stage = getattr(recipe.ppo, axis).path, reward_stage(axis)
         if brought is not None:
             found[axis] = brought
         elif stage in lineage:

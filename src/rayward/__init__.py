@@ -1,8 +1,8 @@
 """Safety RLHF on a Ray cluster: a safer language model, no less helpful, with the evidence.
 
-    recipe = rayward.load_recipe("demo", ["seed=1"])
-    summary = rayward.run(recipe, "runs/mine")
-    rayward.read_run("runs/mine").status().state
+recipe = rayward.load_recipe("demo", ["seed=1"])
+summary = rayward.run(recipe, "runs/mine")
+rayward.read_run("runs/mine").status().state
 """
 
 from __future__ import annotations

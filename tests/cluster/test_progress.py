@@ -42,3 +42,25 @@ def test_a_terminal_gets_a_bar(
         advance(numbers={"reward": 1.5})
         advance()
     assert "2/2" in capsys.readouterr().err
+
+
+def test_stages_side_by_side_share_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its bar until the last one ends, and the next stage gets a new display."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with (
+        stage_progress("safety", total=2) as first,
+        stage_progress("helpfulness", total=3) as other,
+    ):
+        first(2)
+        other(1)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "/" in line]
+    assert ["safety" in lines[-2], "2/2" in lines[-2]] == [True, True]
+    assert ["helpfulness" in lines[-1], "1/3" in lines[-1]] == [True, True]
+    with stage_progress("ppo", total=1) as advance:
+        advance()
+    printed = capsys.readouterr().err
+    assert "1/1" in printed
+    assert "safety" not in printed

@@ -9,6 +9,8 @@ from pathlib import Path
 import grpc
 import pytest
 import ray
+from ray._private import ray_constants
+from ray._private.parameter import RayParams
 
 from rayward.cluster.errors import InputError
 from rayward.cluster.ray_runtime.session import check_address, ray_session
@@ -123,10 +125,32 @@ def test_an_embedded_ray_has_room_for_roles_that_take_turns(
     monkeypatch.chdir(tmp_path)
     many = (os.cpu_count() or 1) + 40
     with ray_session(None, many + 0.25):
-        assert Path.cwd() == tmp_path
         assert not ended
     with ray_session(None, 0.5):
         pass
     assert [one["num_cpus"] for one in asked] == [many + 1, os.cpu_count()]
     assert asked[0]["address"] == "local"  # never another run's Ray
     assert ended == [True, True]
+
+
+@pytest.mark.parametrize("dashboard", [False, True])
+def test_the_caller_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dashboard: bool
+) -> None:
+    """Its working directory and Ray's classes; only for the start are job agents' ports free."""
+    before, during = RayParams.__init__, []
+
+    def init(**settings: object) -> None:
+        during.append((Path.cwd(), RayParams().dashboard_agent_listen_port))
+        # Ray puts the working directory on the workers' path unless this says not to.
+        assert settings["job_config"]._client_job is True  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    with ray_session(None, 1, dashboard=dashboard):
+        assert Path.cwd() == tmp_path
+        assert RayParams.__init__ is before
+    fixed = ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+    assert during == [(tmp_path, 0 if dashboard else fixed)]
+    assert Path.cwd() == tmp_path

@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.pipelines.test_plan import a_recipe
 
 from rayward.cluster.runs.artifacts import Artifact
 from rayward.cluster.runs.run_directory import RunDirectory
 from rayward.cluster.trackers.metrics import MetricsWriter, read_metrics
-from rayward.pipelines.evaluation.stage import due, is_done
+from rayward.pipelines.evaluation.measure import due, is_done
 from rayward.pipelines.run.context import RunContext, open_context
 from rayward.pipelines.run.data import load_data
 from rayward.pipelines.runner.reuse import adopt
+from tests.cluster.records.test_plan import a_recipe
 
 SIZES = {"demonstrations": 42, "train_prompts": 4, "safety_pairs": 2, "helpfulness_pairs": 2}
 STAGES = ["sft", "safety_sft", "reward_safety", "reward_helpfulness", "rejection_sampling"]

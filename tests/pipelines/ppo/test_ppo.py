@@ -16,7 +16,7 @@ from rayward.cluster.records.plan import make_plan
 from rayward.cluster.records.samples import read_samples
 from rayward.cluster.runs.run_directory import RunDirectory
 from rayward.cluster.trackers.metrics import MetricsWriter, read_metrics
-from rayward.pipelines.ppo.stage import run_ppo
+from rayward.pipelines.ppo.train import run_ppo
 from rayward.pipelines.run.context import open_context
 from rayward.pipelines.run.data import load_data
 from tests.tiny import write_tiny_llama
@@ -131,7 +131,7 @@ def test_stopped_and_resumed_is_the_same_run_bit_for_bit(
 
 def test_the_same_answers_were_sampled(runs: tuple[RunDirectory, RunDirectory]) -> None:
     for step in range(1, STEPS + 1):
-        one, other = (read_samples(run.ppo_samples_path(step)) for run in runs)
+        one, other = (read_samples(run.step_samples_path("ppo", step)) for run in runs)
         assert one == other
         assert {sample.policy_version for sample in one} == {step - 1}
         assert {sample.decided_by for sample in one} <= {"safety", "helpfulness"}
@@ -194,7 +194,7 @@ def other_way(
 def test_no_rollout_was_older_than_the_bound(other_way: RunDirectory) -> None:
     ages = set()
     for step in range(1, 7):
-        samples = read_samples(other_way.ppo_samples_path(step))
+        samples = read_samples(other_way.step_samples_path("ppo", step))
         assert len(samples) == 24
         ages |= {step - 1 - sample.policy_version for sample in samples}
         # Eight prompts, and the three answers to each stand together.
@@ -228,7 +228,7 @@ def test_multiplier_and_beta_go_on_where_they_were(other_way: RunDirectory) -> N
 def test_each_sample_says_the_weights_of_both_models(other_way: RunDirectory) -> None:
     for row in repeatable(other_way):
         multiplier = row["reward/lagrange_multiplier"]
-        for sample in read_samples(other_way.ppo_samples_path(int(row["step"]))):
+        for sample in read_samples(other_way.step_samples_path("ppo", int(row["step"]))):
             assert sample.decided_by == "both"
             assert sample.safety_weight == pytest.approx(multiplier / (1 + multiplier))
             assert sample.helpfulness_weight == pytest.approx(1 / (1 + multiplier))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from rayward.cluster.errors import InputError
 from rayward.cluster.types import Message, Prompt
-from rayward.pipelines.ppo.prompt_stream import EncodedPrompt, PromptStream
+from rayward.pipelines.ppo.prompt_stream import PromptStream
+from rayward.pipelines.run.encoding import EncodedPrompt
 
 
 def encoded(count: int) -> list[EncodedPrompt]:

@@ -10,8 +10,9 @@ from ray.exceptions import GetTimeoutError
 from rayward.actors.roles import FrozenScoring
 from rayward.cluster.config.ppo import PPOSettings
 from rayward.cluster.types import Message, Prompt, Rollout
-from rayward.pipelines.ppo.prompt_stream import EncodedPrompt, PromptStream
+from rayward.pipelines.ppo.prompt_stream import PromptStream
 from rayward.pipelines.ppo.rollout_queue import RolloutQueue
+from rayward.pipelines.run.encoding import EncodedPrompt
 from tests.small_actors import Sampler, learn
 
 PROMPTS = [

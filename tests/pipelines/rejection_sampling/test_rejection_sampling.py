@@ -26,7 +26,6 @@ from rayward.cluster.records.best_samples import (
     write_best,
 )
 from rayward.cluster.types import AXES, Message, Prompt
-from rayward.pipelines.ppo.prompt_stream import EncodedPrompt, encode_prompts
 from rayward.pipelines.rejection_sampling.best_of_k import (
     best_of_k,
     keep_earlier,
@@ -34,6 +33,7 @@ from rayward.pipelines.rejection_sampling.best_of_k import (
     score_again,
     search_temperature,
 )
+from rayward.pipelines.run.encoding import EncodedPrompt, encode_prompts
 
 MIX = make_mix(WeightedSumMixSettings())
 

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from rayward.cluster.config.ppo import PPOSettings
+from rayward.pipelines.ppo.report import ppo_curves, step_time
 from rayward.pipelines.report.charts import line_chart
-from rayward.pipelines.report.curves import ppo_curves, step_time
 from tests.report_run import COMMON, CRITIC, MEASURED, PPO_METRICS
 
 

@@ -2,19 +2,17 @@
 
 import numpy as np
 import pytest
-from tests.pipelines.test_report import Page
 
 from rayward.cluster.config.load import parse_recipe
 from rayward.cluster.records.rates import Cell, MeanScore, Rate
 from rayward.cluster.runs.run_directory import RunDirectory
+from rayward.pipelines.context_distillation.report import context_distillation_report
 from rayward.pipelines.evaluation.published_scores import REFERENCE_ROWS
+from rayward.pipelines.red_teaming.report import red_teaming_report
+from rayward.pipelines.rejection_sampling.report import rejection_sampling_report
 from rayward.pipelines.report.benchmarks import benchmarks_report
-from rayward.pipelines.report.method import (
-    context_distillation_report,
-    red_teaming_report,
-    rejection_sampling_report,
-)
 from rayward.pipelines.report.report import write_report
+from tests.pipelines.report.test_report import Page
 from tests.report_run import RECIPE, answers, measure
 from tests.report_stages import (
     HOSTILE,

@@ -3,10 +3,10 @@
 from rayward.cluster.config.ppo import PPOSettings
 from rayward.cluster.records.rates import StageEvaluation
 from rayward.pipelines.evaluation.judgements import evaluate_judgements
+from rayward.pipelines.ppo.report import kind_of_run
 from rayward.pipelines.report.words import (
     after,
     headline,
-    kind_of_run,
     label,
     logit,
     moment,

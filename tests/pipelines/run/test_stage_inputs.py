@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pipelines.test_plan import WHOLE
 
 from rayward.cluster.config.load import load_recipe, parse_recipe
 from rayward.cluster.config.recipe import Recipe
 from rayward.pipelines.run.inputs import name_artifacts
+from tests.cluster.records.test_plan import WHOLE
 
 DIGESTS = {
     f"/{table}.parquet": f"sha256:{table}"

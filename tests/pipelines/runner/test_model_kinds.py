@@ -46,9 +46,10 @@ from rayward.cluster.trackers.metrics import MetricsWriter, read_metrics
 from rayward.cluster.types import AXES, Message, Prompt
 from rayward.pipelines.run.context import RunContext, open_context
 from rayward.pipelines.run.data import load_data
+from rayward.pipelines.runner.run_recipe import run_together
+from rayward.pipelines.stage import stage_of
 from rayward.pipelines.supervised.fit import FitResult
 from rayward.pipelines.supervised.loop import Job, StepReport, SupervisedTask, run_rank
-from rayward.pipelines.supervised.stage import run_rewards, run_sft
 from tests import preloaded
 from tests.tiny import write_tiny, write_tiny_classifier
 
@@ -159,10 +160,10 @@ def train_here(run: RunDirectory) -> None:
     """The stages before PPO."""
     with opened(run) as context:
         plan = {stage.id: stage for stage in make_plan(context.recipe)}
-        run_sft(context, plan["sft"])
+        stage_of("sft").run(context, plan["sft"])
         for axis in AXES:
             if f"reward_{axis}" in plan:
-                run_rewards(context, [plan[f"reward_{axis}"]])
+                stage_of(f"reward_{axis}").run(context, plan[f"reward_{axis}"])
 
 
 @contextmanager
@@ -228,7 +229,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     from rayward.actors.sampling.rollout_worker import rollout_environment
-    from rayward.pipelines.ppo.stage import run_ppo
+    from rayward.pipelines.ppo.train import run_ppo
 
     folder = tmp_path_factory.mktemp("kinds")
     runs: dict[str, RunDirectory] = {}
@@ -247,8 +248,8 @@ def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Fin
         with opened(runs[name]) as context:
             plan = {stage.id: stage for stage in make_plan(context.recipe)}
             if TABLE[name].on_ray_train:
-                run_sft(context, plan["sft"])
-                run_rewards(context, [plan["reward_safety"], plan["reward_helpfulness"]])
+                stage_of("sft").run(context, plan["sft"])
+                run_together(context, [plan["reward_safety"], plan["reward_helpfulness"]])
             run_ppo(context, plan["ppo"])
 
     try:
@@ -318,7 +319,7 @@ def test_a_safety_model_that_reads_letters_scored_the_texts(finished: Finished) 
     samples = [
         sample
         for step in range(1, STEPS + 1)
-        for sample in read_samples(run.ppo_samples_path(step))
+        for sample in read_samples(run.step_samples_path("ppo", step))
     ]
     assert len(samples) == STEPS * 8
     for sample in samples:

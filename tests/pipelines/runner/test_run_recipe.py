@@ -99,6 +99,10 @@ def finished(ray_session: str, tmp_path_factory: pytest.TempPathFactory) -> Fini
     for room in ("services", "cluster"):
         (folder / room).mkdir()
         (folder / room / "__init__.py").write_text("raise RuntimeError('not this one')")
+    # Nor his modules for a library's, not even by Ray's workers.
+    (folder / "queue.py").write_text("raise RuntimeError('not this one')")
+    # Nor a checkout that he has there for the package.
+    (folder / "rayward").mkdir()
     done = rayward(folder, "run", "small.yaml", "--out", "out", "--address", ray_session)
     assert done.returncode == 0, done.stderr[-3000:]
     return RunDirectory(folder / "out"), done
@@ -242,7 +246,7 @@ def test_one_changed_setting_redoes_only_what_depends_on_it(
     ]
     assert [row["actor/ppo_kl"] for row in rows[0]] == [row["actor/ppo_kl"] for row in rows[1]]
     # What was taken over stands by itself.
-    assert changed.ppo_samples_path(2).is_file()
+    assert changed.step_samples_path("ppo", 2).is_file()
     assert "<svg" in changed.report_path.read_text()
     compared = rayward(folder, "runs", "compare", "out", "changed")
     assert "context_distillation.fit.optimizer.learning_rate" in compared.stdout
@@ -272,7 +276,9 @@ def test_no_held_out_prompt_was_trained_on(finished: Finished) -> None:
     data = DataDirectory(str(run.root / "data"))
     held_out = {prompt.messages for prompt in read_prompts(data.prompts("held_out"))}
     for step in (1, 2):
-        trained = {sample.prompt.messages for sample in read_samples(run.ppo_samples_path(step))}
+        trained = {
+            sample.prompt.messages for sample in read_samples(run.step_samples_path("ppo", step))
+        }
         assert trained
         assert not trained & held_out
 

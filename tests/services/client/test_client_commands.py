@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from tests.services.test_job_service import SMALL
 
 import rayward.services.client.client
 from rayward.cluster.cli import main
 from rayward.services.client.client import Client, RequestFailed
+from tests.services.jobs.test_job_service import SMALL
 from tests.serving import Served, free_port
 
 Said = SimpleNamespace

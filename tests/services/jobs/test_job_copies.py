@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from tests.services.test_job_lease import Rays, service
-from tests.services.test_job_queue import RECIPE
 
 from rayward.cluster.atomic import write_bytes
 from rayward.services.jobs.copies import Copies
 from rayward.services.jobs.records import JobRecord, Records
 from rayward.services.jobs.runs import RunFiles, RunsRoot
+from tests.services.jobs.test_job_lease import Rays, service
+from tests.services.jobs.test_job_queue import RECIPE
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.test_job_queue import RECIPE, RayOfTest
 
 from rayward.cluster.atomic import write_bytes
 from rayward.cluster.config.load import parse_recipe
@@ -26,6 +25,7 @@ from rayward.services.jobs.refusals import Refusal
 from rayward.services.jobs.runs import RunsRoot
 from rayward.services.jobs.schemas import JobState, SubmitRequest, Submitted
 from rayward.services.jobs.service import JobService
+from tests.services.jobs.test_job_queue import RECIPE, RayOfTest
 
 CONFIG: dict[str, Any] = RECIPE.model_dump(mode="json")
 

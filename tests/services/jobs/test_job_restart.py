@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from tests.services.test_job_service import SMALL, address_of, wait_for
 
 from rayward.cluster.config.load import parse_recipe
 from rayward.cluster.runs.run_directory import RunDirectory
@@ -20,6 +19,7 @@ from rayward.services.jobs.copies import Copies
 from rayward.services.jobs.records import JobRecord, Records
 from rayward.services.jobs.runs import RunsRoot
 from rayward.services.jobs.schemas import JobState
+from tests.services.jobs.test_job_service import SMALL, address_of, wait_for
 from tests.serving import Served, serving
 
 _SECRET = "hf_do_not_tell_anybody"

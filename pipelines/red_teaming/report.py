@@ -1,23 +1,15 @@
-"""What the report tells of the stages around PPO: rejection sampling, red teaming, distillation."""
+"""Red teaming in the report: what was tried on a policy, and what got through."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rayward.cluster.records.distilled import DistillationReport, GroupGain
-from rayward.cluster.records.red_teaming import RedTeamingRound, RedTeamingSummary
-from rayward.cluster.records.rejection_sampling import RewardCurve, TemperatureTrial
-from rayward.pipelines.report.charts import line_chart
+from rayward.cluster.records.red_teaming import FOUND, RedTeamingRound, RedTeamingSummary
 from rayward.pipelines.report.drawing import Chart
 from rayward.pipelines.report.plots import share_of, shares_chart
 from rayward.pipelines.report.results import HeatMap, heat_map
 from rayward.pipelines.report.words import label, sentence
 
-_KINDS = {
-    "all": "All prompts",
-    "adversarial": "Adversarial prompts",
-    "harmless": "Harmless prompts",
-}
 _ROUND_COUNTS = {
     "seeds": "prompts to begin with",
     "from_round_before": "of them, through in the round before",
@@ -36,16 +28,6 @@ _ATTACKER_COUNTS = ("by_attacker", "blank", "instruction_too_long")
 
 
 @dataclass(frozen=True)
-class RejectionSamplingReport:
-    """Best of K: what was sampled, how good it was, and what was kept."""
-
-    stage: str
-    result: Mapping[str, Any]
-    trials: tuple[TemperatureTrial, ...]  # empty where no temperature was searched
-    charts: tuple[Chart, ...]
-
-
-@dataclass(frozen=True)
 class RedTeamingReport:
     """Attacks on one policy."""
 
@@ -57,44 +39,9 @@ class RedTeamingReport:
     chart: Chart | None
 
 
-@dataclass(frozen=True)
-class ContextDistillationReport:
-    """Which distilled answers were kept, and how much safer they are."""
-
-    stage: str
-    result: Mapping[str, Any]
-    found: DistillationReport
-    groups: tuple[tuple[str, Mapping[str, GroupGain]], ...]
-
-
-def rejection_sampling_report(stage: str, result: Mapping[str, Any]) -> RejectionSamplingReport:
-    """A finished stage of rejection sampling."""
-    curves = {kind: RewardCurve.model_validate(own) for kind, own in result["curves"].items()}
-    return RejectionSamplingReport(
-        stage=stage,
-        result=result,
-        trials=tuple(
-            TemperatureTrial.model_validate(trial) for trial in result["temperature_search"]
-        ),
-        charts=tuple(_reward_curve(stage, kind, curve) for kind, curve in curves.items()),
-    )
-
-
-def _reward_curve(stage: str, kind: str, curve: RewardCurve) -> Chart:
-    numbers = list(range(1, len(curve.max) + 1))
-    return line_chart(
-        f"{stage}/{kind}",
-        f"{sentence(kind)} prompts, {curve.prompts}: reward (logit)",
-        {"best": (numbers, curve.max), "median": (numbers, curve.median)},
-        bounds=None,
-        noisy=False,
-        along="K",
-    )
-
-
 def red_teaming_report(stage: str, policy: str, result: Mapping[str, Any]) -> RedTeamingReport:
     """A finished stage of red teaming against a policy."""
-    found = RedTeamingSummary.model_validate(result["red_teaming"])
+    found = RedTeamingSummary.model_validate(result[FOUND])
     title = "Violations per hundred answers"
     shares = [share_of(one.violations) for one in found.rounds]
     chart = None
@@ -123,12 +70,3 @@ def _counts(rounds: tuple[RedTeamingRound, ...]) -> list[tuple[str, tuple[int, .
     rows.append(("of them, violations", tuple(one.violations.count for one in rounds)))
     rows.append(("prompts that got through", tuple(one.kept for one in rounds)))
     return rows
-
-
-def context_distillation_report(stage: str, result: Mapping[str, Any]) -> ContextDistillationReport:
-    """A finished stage of context distillation."""
-    found = DistillationReport.model_validate(result["distillation"])
-    groups = (("by risk category", found.by_category), ("by kind of preprompt", found.by_kind))
-    return ContextDistillationReport(
-        stage, result, found, tuple((title, own) for title, own in groups if own)
-    )

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rayward.cluster.config.recipe import REWARD_STAGES
 from rayward.cluster.records.rates import Rate
 from rayward.cluster.records.reward_models import (
     RewardModelEvaluation,
@@ -28,10 +27,15 @@ class RewardModelReport:
     charts: tuple[Chart, ...]
 
 
-def reward_model_report(
-    stage: str, found: RewardModelEvaluation, result: Mapping[str, Any]
-) -> RewardModelReport:
-    """A reward model that a stage trained and measured."""
+def reward_model_report(stage: str, name: str, result: Mapping[str, Any]) -> RewardModelReport:
+    """A reward model that a stage trained and measured.
+
+    Args:
+        stage: its id.
+        name: the stage's label.
+        result: of the stage.
+    """
+    found = RewardModelEvaluation.model_validate(result["evaluation"])
     labelled = result.get("safety_calibration")
     calibration = None if labelled is None else SafetyCalibration.model_validate(labelled)
     groups: dict[str, Mapping[str, Rate]] = {
@@ -46,21 +50,21 @@ def reward_model_report(
         found,
         tuple((title, rates) for title, rates in groups.items() if rates),
         calibration,
-        _charts(stage, found, calibration),
+        _charts(stage, name, found, calibration),
     )
 
 
 def _charts(
-    stage: str, found: RewardModelEvaluation, safety: SafetyCalibration | None
+    stage: str, name: str, found: RewardModelEvaluation, safety: SafetyCalibration | None
 ) -> tuple[Chart, ...]:
     # Behind the axis stands the round, from the second on.
-    later = label(stage).removeprefix(label(REWARD_STAGES[found.axis]))
-    histogram, name = found.histogram, f"{found.axis.capitalize()} model{later}"
+    later = label(stage).removeprefix(name)
+    histogram, model = found.histogram, f"{found.axis.capitalize()} model{later}"
     ranking = [(part.predicted, part.observed) for part in found.calibration]
     charts = [
         histogram_chart(
             f"{stage}/histogram",
-            f"{name}: scores of held-out pairs",
+            f"{model}: scores of held-out pairs",
             histogram.edges,
             {"chosen": histogram.chosen, "rejected": histogram.rejected},
             filled="chosen",
@@ -69,14 +73,14 @@ def _charts(
         ),
         calibration_chart(
             f"{stage}/ranking",
-            f"{name}: probability of being preferred",
+            f"{model}: probability of being preferred",
             ranking,
             0.5,
         ),
     ]
     if safety is not None:
         labelled = [(part.predicted, part.safe) for part in safety.bins]
-        title = f"{name}: probability of being safe"
+        title = f"{model}: probability of being safe"
         charts.append(calibration_chart(f"{stage}/safety", title, labelled, 0.0))
     return tuple(charts)
 
