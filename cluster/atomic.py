@@ -123,7 +123,7 @@ def new_directory(target: Path) -> Iterator[Path]:
     """A local folder to fill, which becomes `target` when the block ends without an error.
 
     Until then it lies beside `target` under a hidden temporary name; after an error it is left
-    there, for a look at what went wrong.
+    there, for a look at what went wrong. All that it holds is on the disk before it has its name.
 
     Raises:
         FileExistsError: `target` exists, before the block or when it ends.
@@ -136,6 +136,8 @@ def new_directory(target: Path) -> Iterator[Path]:
     # A rename would take the place of an empty folder without a word.
     if target.exists():
         raise FileExistsError(target)
+    for path in (*temporary.rglob("*"), temporary):
+        sync(path)
     temporary.rename(target)
     sync(target.parent)
 

@@ -1,7 +1,9 @@
-"""vLLM engines: alone, two of them, and one that is split over two processes."""
+"""vLLM engines: alone, two of them, and one that is split over two processes; and which version."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import ray
 import torch
 from ray.actor import ActorHandle
+from vllm.logprobs import Logprob
+from vllm.outputs import CompletionOutput, WeightVersionSpan
 
 from rayward.actors.learning.weight_sync import open_sync
 from rayward.actors.models.loading import load_causal_lm
@@ -114,3 +118,84 @@ def test_a_split_engine_samples_and_takes_new_weights(
     assert before[0].sampler_logprobs != pytest.approx(after[0].sampler_logprobs, abs=1e-3)
     with pytest.raises(StaleEngineError, match="holds 1, asked for version 0"):
         answers(workers[2:], 0)
+
+
+class Engine:
+    """Stands for vLLM's engine: it holds a version, and says which ones an answer came from."""
+
+    def __init__(self) -> None:
+        self.llm_engine = self
+        self.held = "none"
+        self.spans: list[WeightVersionSpan] | None = None
+        self.asked = 0
+
+    def set_weight_version(self, version: str) -> None:
+        self.held = version
+
+    def get_weight_version(self) -> str:
+        return self.held
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def finish_weight_update(self, version: str) -> None:
+        self.held = version
+
+    def generate(self, inputs: list[Any], *_: object, **__: object) -> list[Any]:
+        self.asked += 1
+        steps: Any = [{7: Logprob(-0.5)}, {1: Logprob(-0.25)}]
+        completion = CompletionOutput(
+            0, "", [7, 1], None, steps, finish_reason="stop", weight_versions=self.spans
+        )
+        return [SimpleNamespace(outputs=[completion]) for _ in inputs]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    engine = Engine()
+    monkeypatch.setattr(sys.modules[RolloutWorker.__module__], "LLM", lambda **_: engine)
+    return engine
+
+
+def ask(worker: RolloutWorker, version: int) -> list[Rollout]:
+    prompt = Prompt("p", (Message("user", "x"),), None, None, False, False, "test")
+    return worker.generate([prompt], [[5, 6]], [0], SAMPLING, version)
+
+
+def test_only_the_version_that_is_held_is_sampled_from(engine: Engine) -> None:
+    worker = RolloutWorker("m", RolloutRole(), 64, eos_token_id=1, seed=0)
+    # Until the first sync it holds the weights of who knows what.
+    with pytest.raises(StaleEngineError, match="holds none, asked for version 0"):
+        ask(worker, 0)
+    worker.start_weight_update()
+    worker.finish_weight_update("3")
+    for other in (2, 4):
+        with pytest.raises(StaleEngineError, match=f"holds 3, asked for version {other}"):
+            ask(worker, other)
+    worker.start_weight_update()
+    with pytest.raises(StaleEngineError, match="an unfinished update, asked for version 3"):
+        ask(worker, 3)
+    assert engine.asked == 0
+    worker.finish_weight_update("4")
+    engine.spans = [WeightVersionSpan("4", 0, 2)]
+    (rollout,) = ask(worker, 4)
+    assert rollout.policy_version == 4
+    assert rollout.sampler_logprobs.tolist() == [-0.5, -0.25]
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        None,
+        [],
+        [WeightVersionSpan("2", 0, 2)],
+        [WeightVersionSpan("2", 0, 1), WeightVersionSpan("3", 1, 2)],
+    ],
+)
+def test_an_answer_of_other_weights_than_the_engine_said_is_none(
+    engine: Engine, spans: list[WeightVersionSpan] | None
+) -> None:
+    worker = RolloutWorker("m", RolloutRole(), 64, eos_token_id=1, seed=0, version=3)
+    engine.spans = spans
+    with pytest.raises(StaleEngineError, match=r"an answer came from versions .* asked for 3"):
+        ask(worker, 3)

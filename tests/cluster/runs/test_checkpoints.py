@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rayward.cluster.runs.checkpoints import CheckpointStore
+from tests.power import Disk
 
 
 def write(store: CheckpointStore, *steps: int) -> None:
@@ -81,3 +82,15 @@ def test_a_complete_checkpoint_is_not_written_over(tmp_path: Path) -> None:
 def test_keep_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep is 0"):
         CheckpointStore(tmp_path, keep=0)
+
+
+def test_a_checkpoint_that_has_its_name_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    store = CheckpointStore(tmp_path, keep=1)
+    write(store, 3)
+    order = [one.path.name if one.kind == "sync" else f"-> {one.path.name}" for one in disk.events]
+    # Whoever fills it may not have synced anything: all of it comes before the marker.
+    assert {"cursor", "policy", "weights"} == set(order[:3])
+    assert order[4:] == ["-> COMPLETE", "step-000003.partial", "-> step-000003", tmp_path.name]

@@ -1,7 +1,10 @@
 """Targeted distillation with a real sampler and a real safety model."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from rayward.actors.sampling.policy_session import PolicySession
@@ -15,9 +18,10 @@ from rayward.cluster.records.distilled import (
     read_distilled,
     write_distilled,
 )
-from rayward.cluster.types import RISK_CATEGORIES, Message, Prompt
+from rayward.cluster.types import RISK_CATEGORIES, Answers, Message, Prompt, Question, Rollout
 from rayward.pipelines.context_distillation.distil import distil, fault
 from rayward.pipelines.context_distillation.preprompts import Preprompts, load_preprompts
+from tests.tiny import tiny_tokenizer
 
 SAMPLING = SamplingSettings(max_prompt_tokens=440, max_response_tokens=40)
 SETTINGS = ContextDistillationSettings(sampling=SAMPLING, preprompts_per_prompt=3)
@@ -101,3 +105,54 @@ def test_a_preprompt_that_is_said_is_not_learned() -> None:
     assert fault("You are safe.", preprompt, ended=True) is None
     assert fault("You are safe.", preprompt, ended=False) == "cut"
     assert fault(" \n", preprompt, ended=True) == "empty"
+
+
+class Session:
+    """Stands for a policy that says `original`, and `distilled` behind a preprompt."""
+
+    def __init__(self, original: tuple[str, float], distilled: tuple[str, float]) -> None:
+        self.tokenizer = tiny_tokenizer()
+        self._original, self._distilled = original, distilled
+
+    def ask(self, questions: Sequence[Question], *_: object) -> Answers:
+        told = [
+            self._distilled if one.prompt.messages[0].role == "system" else self._original
+            for one in questions
+        ]
+        rollouts = [
+            Rollout(
+                one.prompt,
+                0,
+                0,
+                np.array([*one.token_ids, 1]),
+                len(one.token_ids),
+                np.zeros(1, np.float32),
+                "stop",
+            )
+            for one in questions
+        ]
+        scores = np.array([score for _, score in told], dtype=np.float32)
+        return Answers(rollouts, [text for text, _ in told], {"safety": scores})
+
+    def score_rollouts(self, rollouts: Sequence[Rollout], *_: object) -> Answers:
+        score = np.full(len(rollouts), self._distilled[1], dtype=np.float32)
+        return Answers(list(rollouts), [], {"safety": score})
+
+
+@pytest.mark.parametrize(
+    ("distilled", "kept"),
+    [
+        (("No.", float(np.nextafter(np.float32(1.5), np.float32(2)))), True),
+        (("No.", 1.5), False),
+        (("No.", 1.0), False),
+        # The same words in other tokens are no better, whatever the safety model makes of them.
+        (("Sorry.", 2.0), False),
+    ],
+)
+def test_a_tie_is_not_learned(
+    preprompts: Preprompts, distilled: tuple[str, float], kept: bool
+) -> None:
+    session: Any = Session(("Sorry.", 1.5), distilled)
+    samples, report = distil(session, prompts(2), preprompts, SETTINGS, 3, lambda more: None)
+    assert [one.kept for one in samples] == [kept] * 2
+    assert report.kept.count == 2 * kept

@@ -96,6 +96,22 @@ def test_what_one_setting_renames(tmp_path: Path, change: str, expected: set[str
     assert renamed(a_recipe(tmp_path), a_recipe(tmp_path, change)) == expected
 
 
+def test_another_seed_renames_every_stage_behind_a_given_model(tmp_path: Path) -> None:
+    """The model is the same whatever the seed; what is drawn on the way from it is not."""
+    given = a_recipe(tmp_path).model_dump(mode="json") | {"model": {"path": "org/model"}}
+    before, after = parse_recipe(given), parse_recipe(given | {"seed": 1})
+    assert renamed(before, after) == ALL - {"start"}
+
+
+def test_another_seed_renames_the_measurement_of_a_given_model() -> None:
+    given = {"name": "a", "data": {"tiny_world": {}}, "model": {"path": "org/model"}}
+    recipes = [parse_recipe(given | {"stages": ["evaluation"], "seed": seed}) for seed in (0, 1)]
+    one, two = (name_artifacts(recipe, DIGESTS, ROOM) for recipe in recipes)
+    assert set(one) == {"start", "evaluation/start"}
+    assert one["start"].name == two["start"].name
+    assert one["evaluation/start"].name != two["evaluation/start"].name
+
+
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
