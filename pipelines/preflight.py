@@ -54,7 +54,10 @@ def check(context: RunContext) -> None:
             )
         _check_groups(recipe)
         _check_weight_sync(recipe)
-    _check_engines(recipe.ppo.rollout)
+    _check_engines(recipe.ppo.rollout, "ppo.rollout")
+    attacker_settings = recipe.red_teaming.attacker
+    if "red_teaming" in stages and attacker_settings is not None:
+        _check_engines(attacker_settings.rollout, "red_teaming.attacker.rollout")
     _check_gates(context)
     check_models(context)
 
@@ -117,15 +120,15 @@ def _require(name: str, rows: int) -> None:
         raise InputError(f"data: {name}", rows, "at least one row for the stages of this recipe")
 
 
-def _check_engines(rollout: RolloutRole) -> None:
+def _check_engines(rollout: RolloutRole, section: str) -> None:
     """An engine on GPUs needs one for each of its processes; on CPUs it may have any number."""
     gpus, processes = rollout.resources.gpus, rollout.tensor_parallel_size
     shares_one = processes == 1 and gpus <= 1
     if gpus and gpus != processes and not shares_one:
         raise InputError(
-            "ppo.rollout.resources.gpus",
+            f"{section}.resources.gpus",
             gpus,
-            f"as many as ppo.rollout.tensor_parallel_size, which is {processes}",
+            f"as many as {section}.tensor_parallel_size, which is {processes}",
         )
 
 

@@ -73,15 +73,15 @@ def check_models(context: RunContext) -> None:
     for section, sampling in sections:
         if section == "evaluation" and not context.data.held_out_prompts:
             continue
-        _require_room(_longest(sampling), room, "the model's", f"under {section}")
+        _require_room(sampling, section, room, "the model's")
     if "ppo" in recipe.stages:
         tokenizer = _check_learners(context, tokenizer)
     if tokenizer is not None:
         _require_prompts(context, tokenizer)
     if recipe.gates is not None and recipe.gates.previous is not None:
         previous, _ = _causal_lm(recipe.gates.previous, "gates.previous")
-        tokens = _longest(recipe.evaluation.sampling)
-        _require_room(tokens, positions(previous), "gates.previous's", "under evaluation")
+        sampling = recipe.evaluation.sampling
+        _require_room(sampling, "evaluation", positions(previous), "gates.previous's")
     for field, judge in label_judges(recipe.evaluation).items():
         check_label_judge(judge, field)
     for field, asked in answer_judges(recipe.evaluation).items():
@@ -91,8 +91,8 @@ def check_models(context: RunContext) -> None:
     attacker = recipe.red_teaming.attacker
     if "red_teaming" in recipe.stages and attacker is not None:
         config, _ = _causal_lm(attacker.path, "red_teaming.attacker.path")
-        tokens, where = _longest(attacker.sampling), "under red_teaming.attacker"
-        _require_room(tokens, positions(config), "the attacker's", where)
+        section = "red_teaming.attacker"
+        _require_room(attacker.sampling, section, positions(config), "the attacker's")
     for role, settings in _reward_roles(context):
         _check_reward_model(context, role, settings, tokenizer)
 
@@ -119,7 +119,7 @@ def _require_system_role(context: RunContext, tokenizer: PreTrainedTokenizerBase
             encode_prompt(tokenizer, with_preprompt(prompt, preprompt).messages)
         except InputError as error:
             expected = f"a chat template that takes a system message ({error.expected})"
-            raise InputError("model.path", context.recipe.model.path, expected) from error
+            raise InputError(*_policy_setting(context.recipe), expected) from error
 
 
 def _causal_lm(
@@ -137,12 +137,13 @@ def _require_weights(path: str, field: str, expected: str) -> None:
         raise InputError(field, path, f"{expected}; it has no weights")
 
 
-def _require_room(tokens: int, room: int | None, whose: str, where: str) -> None:
+def _require_room(sampling: SamplingSettings, section: str, room: int | None, whose: str) -> None:
+    tokens = sampling.max_prompt_tokens + sampling.max_response_tokens
     if room is not None and tokens > room:
         raise InputError(
-            "sampling.max_prompt_tokens + max_response_tokens",
+            f"{section}.sampling.max_prompt_tokens + max_response_tokens",
             tokens,
-            f"at most {whose} {room} positions, {where}",
+            f"at most {whose} {room} positions",
         )
 
 
@@ -155,7 +156,6 @@ def _check_learners(
         The policy's tokenizer, where it is known already.
     """
     settings = context.recipe.ppo
-    sampled = _longest(settings.sampling)
     for role in ("policy", "reference"):
         path, field = getattr(settings, role).path, f"ppo.{role}.path"
         if path is None:
@@ -164,11 +164,9 @@ def _check_learners(
         if role == "policy":
             tokenizer = own
             for section, sampling, _ in _asked(context):
-                _require_room(
-                    _longest(sampling), positions(config), f"{field}'s", f"under {section}"
-                )
+                _require_room(sampling, section, positions(config), f"{field}'s")
         else:
-            _require_room(sampled, positions(config), f"{field}'s", "under ppo")
+            _require_room(settings.sampling, "ppo", positions(config), f"{field}'s")
             _require_same(tokenizer is None or speak_alike(own, tokenizer), path, field)
     path, field = settings.critic.path, "ppo.critic.path"
     if path is not None and settings.has_critic:
@@ -183,13 +181,8 @@ def _check_learners(
         _require_weights(path, field, SCALAR)
         own = load_tokenizer(path, field)
         _require_same(tokenizer is None or speak_alike(own, tokenizer), path, field)
-        _require_room(sampled, positions(config), f"{field}'s", "under ppo")
+        _require_room(settings.sampling, "ppo", positions(config), f"{field}'s")
     return tokenizer
-
-
-def _longest(sampling: SamplingSettings) -> int:
-    """Prompt plus answer, in tokens."""
-    return sampling.max_prompt_tokens + sampling.max_response_tokens
 
 
 def _require_same(is_same: bool, path: str, field: str) -> None:
@@ -201,11 +194,14 @@ def _require_prompts(context: RunContext, tokenizer: PreTrainedTokenizerBase) ->
     """The policy's template takes the prompts, and of each kind there is one that is not too long.
 
     Raises:
-        InputError: as `encode_prompts`.
+        InputError: the template does not; or as `encode_prompts`.
     """
     for section, sampling, prompts in _asked(context):
         for prompt in _one_of_each(prompts):
-            encode_prompt(tokenizer, prompt.messages)
+            try:
+                encode_prompt(tokenizer, prompt.messages)
+            except InputError as error:
+                raise _refused(prompt, error, *_policy_setting(context.recipe)) from error
         most = sampling.max_prompt_tokens
         if not any(len(encode_prompt(tokenizer, one.messages)) <= most for one in prompts):
             encode_prompts(tokenizer, prompts, most, f"{section}.sampling.max_prompt_tokens")
@@ -255,7 +251,7 @@ def _check_reward_model(
     asked = [one for one in _asked(context) if role != "judge" or one[0] == "evaluation"]
     if policy is not None and speak_alike(tokenizer, policy):
         for section, sampling, _ in asked:
-            _require_room(_longest(sampling), positions(config), f"{field}'s", f"under {section}")
+            _require_room(sampling, section, positions(config), f"{field}'s")
         return
     room = longest_input(classifier_without_weights(config), tokenizer)
     for section, sampling, prompts in asked:
@@ -290,6 +286,18 @@ def _require_roles(
     try:
         encode_answered(tokenizer, prompt.messages, "", ended=True)
     except InputError as error:
-        roles = ", ".join(message.role for message in prompt.messages)
-        expected = f"a chat template that takes the data's roles {roles} ({error.expected})"
-        raise InputError(field, path, expected) from error
+        raise _refused(prompt, error, field, path) from error
+
+
+def _refused(prompt: Prompt, error: InputError, field: str, path: str | None) -> InputError:
+    roles = ", ".join(message.role for message in prompt.messages)
+    expected = f"a chat template that takes the data's roles {roles} ({error.expected})"
+    return InputError(field, path, expected)
+
+
+def _policy_setting(recipe: Recipe) -> tuple[str, str | None]:
+    """What the policy's tokenizer comes from, and what it says."""
+    own = recipe.ppo.policy.path
+    if "ppo" in recipe.stages and own is not None:
+        return "ppo.policy.path", own
+    return "model.path", recipe.model.path

@@ -14,6 +14,7 @@ from actors.chat import encode_prompt, encode_response
 from actors.microbatches import length_mask, right_pad
 from actors.models import load_scalar_model, load_tokenizer, sequence_scores
 from actors.ranking import auxiliary_safety_loss, margin_of, ranking_loss
+from cluster.config.recipe import REWARD_STAGES
 from cluster.config.roles import Precision
 from cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings
 from cluster.errors import InputError
@@ -71,6 +72,11 @@ class RewardTask(SupervisedTask[PairRow]):
     held_out: Sequence[PreferencePair]
     settings: RewardTrainingSettings
     seed: int
+
+    @property
+    def section(self) -> str:
+        """That of the axis's stage."""
+        return REWARD_STAGES[self.axis]
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the model at `path`."""

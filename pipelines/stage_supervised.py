@@ -75,6 +75,7 @@ def fit_policy(
     """
     began = time.perf_counter()
     settings = getattr(context.recipe, stage.name)
+    section = stage.name if isinstance(settings, SFTSettings) else f"{stage.name}.fit"
     fit: SFTSettings = settings if isinstance(settings, SFTSettings) else settings.fit
     context.sessions.close()
     output = context.begin(stage.id)
@@ -89,6 +90,7 @@ def fit_policy(
             stage_seed(context.recipe.seed, stage.id),
             context.storage,
             _reporter(context, stage.id, advance),
+            section,
         )
     context.record_model(stage.id, {"start": start})
     context.complete(

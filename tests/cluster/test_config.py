@@ -201,8 +201,7 @@ def test_several_wrong_settings_are_counted() -> None:
     # A check of a whole section keeps its message beside others.
     both = message(data={}, ppo={"steps": 0})
     assert both == (
-        "data: got 'neither', expected exactly one of path and tiny_world "
-        "(1 more setting is wrong)"
+        "data: got 'neither', expected exactly one of path and tiny_world (1 more setting is wrong)"
     )
 
 
