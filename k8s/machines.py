@@ -74,7 +74,7 @@ def load_machines(path: Path) -> list[Machine]:
     try:
         groups = Machines.model_validate(document).groups
     except ValidationError as error:
-        fault = as_input_error(error, document)
+        fault = as_input_error(error, document, "machines")
         raise InputError(f"{path}: {fault.field}", fault.value, fault.expected) from error
     names = [group.role for group in groups]
     for name in names:

@@ -45,6 +45,7 @@ class PolicySession:
         reward_models: paths of the reward models that are there, by axis.
         max_model_len: longest prompt plus answer, in tokens.
         seed: of the engines.
+        field: what names the policy, for errors.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class PolicySession:
         reward_models: Mapping[Axis, str],
         max_model_len: int,
         seed: int,
+        field: str = "model.path",
     ) -> None:
         self.model = model
         self.reward_models = dict(reward_models)
         self.max_model_len = max_model_len
         # A base model has no chat template, and reads plain text all the same.
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
-            model, for_chat=bool(reward_models)
+            model, field, for_chat=bool(reward_models)
         )
         self._timeout = settings.phase_timeout_s
         axes = [axis for axis in AXES if axis in reward_models]

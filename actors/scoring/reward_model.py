@@ -38,6 +38,7 @@ class RewardModel:
         policy_path: where the policy's tokenizer is. None: no policy's answers in particular are
             scored, and every conversation goes through the model's own chat template.
         section: where its settings are, for errors; that of a recipe if it is not given.
+        policy_field: what names the policy, for errors.
 
     Attributes:
         encoder: makes its tokens.
@@ -52,6 +53,7 @@ class RewardModel:
         settings: RewardRole,
         policy_path: str | None,
         section: str | None = None,
+        policy_field: str = "ppo.policy.path",
     ) -> None:
         torch.set_num_threads(settings.resources.threads)
         self._role = role
@@ -64,7 +66,7 @@ class RewardModel:
         tokenizer = load_reward_tokenizer(role, path, settings, section)
         self.encoder = RewardEncoder(
             tokenizer,
-            None if policy_path is None else load_tokenizer(policy_path, "ppo.policy.path"),
+            None if policy_path is None else load_tokenizer(policy_path, policy_field),
         )
         self.room = longest_input(self._model, None if self.encoder.same_tokens else tokenizer)
         self.passes = RewardPasses(self._model, self.room, settings.max_tokens_per_microbatch)

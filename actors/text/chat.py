@@ -113,17 +113,23 @@ def require_template(tokenizer: PreTrainedTokenizerBase, field: str, value: str)
 
 
 def assistant_mask(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    response: str,
+    field: str = "loss_on",
 ) -> list[bool]:
     """Which ids of `encode_conversation(tokenizer, messages, response)` the assistant wrote.
+
+    Args:
+        field: the setting that asks for it, for errors.
 
     Returns:
         [L]: True on the tokens of every assistant turn, each with its end token where the
         template writes one, and on the whole answer.
 
     Raises:
-        InputError: as `encode_prompt`; or the template writes earlier turns differently once
-            later ones follow, so that they cannot be found again.
+        InputError: as `encode_prompt`; or names `field`: the template writes earlier turns
+            differently once later ones follow, so that they cannot be found again.
     """
     messages, stand_ins = _guarded(tokenizer, messages)
     rendered = _render(tokenizer, messages, "prompt")
@@ -136,7 +142,7 @@ def assistant_mask(
         after = _render(tokenizer, messages[: turn + 1], "answered")
         if not (rendered.startswith(after) and after.startswith(before)):
             raise InputError(
-                "loss_on",
+                field,
                 "all_assistant_turns",
                 "final_turn: this chat template rewrites earlier assistant turns",
             )
@@ -196,9 +202,8 @@ def _render(
 ) -> str:
     """The text of a conversation."""
     if tokenizer.chat_template is None:
-        raise InputError(
-            "model.path", tokenizer.name_or_path, "a model whose tokenizer has a chat template"
-        )
+        expected = "a model whose tokenizer has a chat template"
+        raise InputError("chat template", tokenizer.name_or_path, expected)
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         rendered = tokenizer.apply_chat_template(
@@ -275,7 +280,6 @@ def _encode_verbatim(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
 
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
-        raise InputError(
-            "model.path", tokenizer.name_or_path, "a model whose tokenizer has an end token"
-        )
+        expected = "a model whose tokenizer has an end token"
+        raise InputError("end token", tokenizer.name_or_path, expected)
     return int(tokenizer.eos_token_id)

@@ -16,7 +16,7 @@ class JudgeSettings(RewardRole):
     @model_validator(mode="after")
     def _a_judge_is_named(self) -> Self:
         if self.path is None:
-            raise InputError("evaluation.judge.path", None, "the directory or hub id of the judge")
+            raise InputError("path", None, "the directory or hub id of the judge")
         return self
 
 

@@ -121,7 +121,7 @@ def parse_recipe(document: dict[str, Any]) -> Recipe:
     Raises:
         InputError: names the first wrong setting and how many others are wrong.
     """
-    return _parse(recipe_type(), document)
+    return _parse(recipe_type(), document, "recipe")
 
 
 def parse_serving(document: dict[str, Any]) -> ServingSettings:
@@ -130,14 +130,14 @@ def parse_serving(document: dict[str, Any]) -> ServingSettings:
     Raises:
         InputError: names the first wrong setting and how many others are wrong.
     """
-    return _parse(ServingSettings, document)
+    return _parse(ServingSettings, document, "serving document")
 
 
-def _parse(kind: type[_Document], document: dict[str, Any]) -> _Document:
+def _parse(kind: type[_Document], document: dict[str, Any], name: str) -> _Document:
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        raise as_input_error(error, document) from error
+        raise as_input_error(error, document, name) from error
 
 
 def read_mapping(path: Path | Traversable, field: str, expected: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class WeightedSumMixSettings(Settings):
     @model_validator(mode="after")
     def _one_counts(self) -> Self:
         if not self.safety_weight + self.helpfulness_weight:
-            raise InputError("ppo.mix.safety_weight", 0.0, "a weight above 0 for one of the two")
+            raise InputError("safety_weight", 0.0, "a weight above 0 for one of the two")
         return self
 
 
@@ -57,7 +57,7 @@ class LagrangianMixSettings(Settings):
     def _multiplier_in_its_range(self) -> Self:
         if not self.min_multiplier <= self.initial_multiplier <= self.max_multiplier:
             raise InputError(
-                "ppo.mix.initial_multiplier",
+                "initial_multiplier",
                 self.initial_multiplier,
                 f"a number from min_multiplier, {self.min_multiplier}, to max_multiplier, "
                 f"{self.max_multiplier}",
@@ -67,7 +67,9 @@ class LagrangianMixSettings(Settings):
 
 def _kind(mix: object) -> object:
     """Which mix is meant: by name, and the paper's where none is given."""
-    return mix.get("name", "piecewise") if isinstance(mix, dict) else getattr(mix, "name", None)
+    return (
+        str(mix.get("name", "piecewise")) if isinstance(mix, dict) else getattr(mix, "name", None)
+    )
 
 
 MixSettings = Annotated[

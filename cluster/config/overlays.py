@@ -50,11 +50,10 @@ def _meet(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _sets(document: object, where: Sequence[str]) -> bool:
-    for part in where:
-        if not isinstance(document, dict):
-            return True
-        names = {str(name): name for name in document}
-        if part not in names:
-            return False
-        document = document[names[part]]
-    return True
+    if not where or not isinstance(document, dict):
+        return True
+    # A name may have dots of its own, as labels do.
+    named = [(str(name).split("."), value) for name, value in document.items()]
+    return any(
+        _sets(value, where[len(name) :]) for name, value in named if where[: len(name)] == name
+    )

@@ -44,7 +44,7 @@ class KLSettings(Settings):
     @model_validator(mode="after")
     def _beta_can_be_steered(self) -> Self:
         if self.adaptive is not None and self.beta == 0:
-            raise InputError("ppo.kl.beta", self.beta, "above 0, where ppo.kl.adaptive steers it")
+            raise InputError("beta", self.beta, "above 0, where adaptive steers it")
         return self
 
 
@@ -143,9 +143,9 @@ class PPOSettings(Settings):
     def _minibatches_fill_the_batch(self) -> Self:
         if self.batch_size % self.minibatch_size:
             raise InputError(
-                "ppo.minibatch_size",
+                "minibatch_size",
                 self.minibatch_size,
-                f"a divisor of ppo.batch_size, which is {self.batch_size}",
+                f"a divisor of batch_size, which is {self.batch_size}",
             )
         return self
 
@@ -175,13 +175,13 @@ class PPOSettings(Settings):
     def _groups_fill_the_batch(self) -> Self:
         if self.batch_size % self.group_size:
             raise InputError(
-                "ppo.samples_per_prompt",
+                "samples_per_prompt",
                 self.group_size,
-                f"a divisor of ppo.batch_size, which is {self.batch_size}",
+                f"a divisor of batch_size, which is {self.batch_size}",
             )
         if not self.has_critic and self.group_size < 2:
             raise InputError(
-                "ppo.samples_per_prompt",
+                "samples_per_prompt",
                 self.group_size,
                 f"at least 2, because {self.advantage_estimator} compares answers to one prompt",
             )
@@ -193,5 +193,5 @@ class PPOSettings(Settings):
         repeated = sorted({role for role in named if named.count(role) > 1})
         if repeated:
             expected = f"each role at most once; repeated: {', '.join(repeated)}"
-            raise InputError("ppo.colocate", self.colocate, expected)
+            raise InputError("colocate", self.colocate, expected)
         return self

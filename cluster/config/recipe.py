@@ -58,7 +58,7 @@ class DataSettings(Settings):
     def _one_source(self) -> Self:
         if (self.path is None) == (self.tiny_world is None):
             given = "neither" if self.path is None else "both"
-            raise InputError("data", given, "exactly one of data.path and data.tiny_world")
+            raise InputError("", given, "exactly one of path and tiny_world")
         return self
 
 
@@ -74,7 +74,7 @@ class ModelSettings(Settings):
     def _one_model(self) -> Self:
         if (self.path is None) == (self.make is None):
             given = "neither" if self.path is None else "both"
-            raise InputError("model", given, "exactly one of model.path and model.make")
+            raise InputError("", given, "exactly one of path and make")
         return self
 
 

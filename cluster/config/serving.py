@@ -83,7 +83,7 @@ class RewardServiceSettings(Settings):
     @model_validator(mode="after")
     def _something_scores(self) -> Self:
         if self.safety is None and self.helpfulness is None:
-            raise InputError("reward.safety", None, "a reward model, here or as helpfulness")
+            raise InputError("safety", None, "a reward model, here or as helpfulness")
         return self
 
     @property

@@ -63,9 +63,9 @@ class LlamaShape(Settings):
         sizes = (32, 64, 80, 96, 112, 128, 192, 256)
         if self.hidden_size % self.heads or self.hidden_size // self.heads not in sizes:
             raise InputError(
-                "model.make.heads",
+                "heads",
                 self.heads,
-                f"as many heads as split model.make.hidden_size, which is {self.hidden_size}, "
+                f"as many heads as split hidden_size, which is {self.hidden_size}, "
                 f"into heads of a size that vLLM runs: {', '.join(map(str, sizes))}",
             )
         return self

@@ -23,7 +23,7 @@ class MLflowSettings(Settings):
     @classmethod
     def _no_secret(cls, uri: str | None) -> str | None:
         if uri is not None:
-            refuse_login_in(uri)
+            refuse_login_in(uri, field="")
         return uri
 
 
@@ -47,8 +47,12 @@ class TrackingSettings(Settings):
     """Weights & Biases; null leaves it out."""
 
 
-def refuse_login_in(uri: str) -> None:
+def refuse_login_in(uri: str, field: str) -> None:
     """Refuse an address with a user or a password in it: it would end up in files and messages.
+
+    Args:
+        uri: the address.
+        field: where it comes from, for the error.
 
     Raises:
         InputError: without the secret.
@@ -57,7 +61,7 @@ def refuse_login_in(uri: str) -> None:
     _, at, place = rest.split("/")[0].rpartition("@")
     if mark and at:
         raise InputError(
-            "tracking.mlflow.tracking_uri",
+            field,
             f"{scheme}://***@{place}",
             "an address without a login, which MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) hold",

@@ -76,7 +76,8 @@ class MLflowTracker:
                 self._describe(recipe, run)
         except (*_FAILURES, TrackerError) as error:
             what = "an MLflow that answers" if known is None else f"MLflow, with its run {known}"
-            raise InputError(_FIELD, uri, f"{what} ({_line(error)})") from error
+            field = _FIELD if settings.tracking_uri else "MLFLOW_TRACKING_URI"
+            raise InputError(field, uri, f"{what} ({_line(error)})") from error
         announce(f"mlflow: run {self._run_id} of experiment {settings.experiment} at {uri}")
 
     def log(self, row: MetricRow) -> None:
@@ -135,7 +136,7 @@ def _resolve(setting: str | None) -> str:
     if not uri:
         expected = "a server's address or a folder, here or in MLFLOW_TRACKING_URI"
         raise InputError(_FIELD, setting, expected)
-    refuse_login_in(uri)
+    refuse_login_in(uri, _FIELD if setting else "MLFLOW_TRACKING_URI")
     if not is_local_uri(uri):
         return uri
     # MLflow would rather have a database than a folder, and asks for this word before it uses

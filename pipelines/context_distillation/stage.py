@@ -73,7 +73,7 @@ class ContextDistillationStage(Stage):
                 encode_prompt(known.tokenizer, with_preprompt(prompt, preprompt).messages)
             except InputError as error:
                 expected = f"a chat template that takes a system message ({error.expected})"
-                raise InputError("model.path", context.recipe.model.path, expected) from error
+                raise InputError(known.field, known.path, expected) from error
         return known
 
     def run(self, context: RunContext, planned: PlannedStage) -> None:
@@ -100,7 +100,9 @@ class ContextDistillationStage(Stage):
             return
         benign = replay(context, planned, round(settings.benign_replay * len(kept)))
         numbers |= {"benign_replayed": len(benign)}
-        fit_policy(context, planned, settings.fit, [*kept, *benign], [], numbers, seconds)
+        ((section, _),) = self.fits(context.recipe).items()
+        shown = [*kept, *benign]
+        fit_policy(context, planned, section, settings.fit, shown, [], numbers, seconds)
 
     def report(self, run: RunReading, planned: Sequence[PlannedStage]) -> ReportSection | None:
         """Which answers were kept, and how much safer they are."""

@@ -12,7 +12,6 @@ from rayward.pipelines.run.models import (
     KnownModels,
     causal_lm,
     check_reward_model,
-    longest,
     require_room,
 )
 from rayward.pipelines.stage import Asked
@@ -32,8 +31,8 @@ def check_judges(context: RunContext, known: KnownModels, asked: Sequence[Asked]
     recipe, evaluation = context.recipe, context.recipe.evaluation
     if recipe.gates is not None and recipe.gates.previous is not None:
         previous, _ = causal_lm(recipe.gates.previous, "gates.previous")
-        tokens = longest(evaluation.sampling)
-        require_room(tokens, positions(previous), "gates.previous's", "under evaluation")
+        sampling = evaluation.sampling
+        require_room(sampling, "evaluation", positions(previous), "gates.previous's")
     for field, judge in label_judges(evaluation).items():
         check_label_judge(judge, field)
     for field, judge_model in answer_judges(evaluation).items():

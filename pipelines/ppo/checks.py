@@ -18,7 +18,6 @@ from rayward.pipelines.run.models import (
     KnownModels,
     asked_of_policy,
     causal_lm,
-    longest,
     require_room,
     require_same,
     require_weights,
@@ -48,24 +47,26 @@ def check_learners(context: RunContext, known: KnownModels) -> KnownModels:
         InputError: one is not a model of its kind, or does not read the policy's tokens.
     """
     settings, tokenizer = context.recipe.ppo, known.tokenizer
-    sampled = longest(settings.sampling)
     path, field = settings.policy.path, "ppo.policy.path"
     if path is not None:
         config, tokenizer = causal_lm(path, field)
         for asked in asked_of_policy(context):
-            whose, where = f"{field}'s", f"under {asked.section}"
-            require_room(longest(asked.sampling), positions(config), whose, where)
+            require_room(asked.sampling, asked.section, positions(config), f"{field}'s")
     path, field = settings.reference.path, "ppo.reference.path"
     if path is not None:
         config, own = causal_lm(path, field)
-        require_room(sampled, positions(config), f"{field}'s", "under ppo")
+        require_room(settings.sampling, "ppo", positions(config), f"{field}'s")
         require_same(tokenizer is None or speak_alike(own, tokenizer), path, field)
     if settings.has_critic and settings.critic.path is not None:
-        _check_critic(settings.critic.path, sampled, tokenizer)
-    return KnownModels(tokenizer)
+        _check_critic(settings, settings.critic.path, tokenizer)
+    if settings.policy.path is None:
+        return known
+    return KnownModels("ppo.policy.path", settings.policy.path, tokenizer)
 
 
-def _check_critic(path: str, sampled: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def _check_critic(
+    settings: PPOSettings, path: str, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
     field = "ppo.critic.path"
     config = load_config(path, field, SCALAR)
     if is_classifier(config):
@@ -78,7 +79,7 @@ def _check_critic(path: str, sampled: int, tokenizer: PreTrainedTokenizerBase | 
     require_weights(path, field, SCALAR)
     own = load_tokenizer(path, field)
     require_same(tokenizer is None or speak_alike(own, tokenizer), path, field)
-    require_room(sampled, positions(config), f"{field}'s", "under ppo")
+    require_room(settings.sampling, "ppo", positions(config), f"{field}'s")
 
 
 def _check_groups(settings: PPOSettings) -> None:

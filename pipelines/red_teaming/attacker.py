@@ -73,7 +73,8 @@ def open_attacker(
         seed: of the engine.
     """
     room = settings.sampling.max_prompt_tokens + settings.sampling.max_response_tokens
-    with PolicySession(settings.path, _own(settings, ppo), {}, room, seed) as session:
+    field = "red_teaming.attacker.path"
+    with PolicySession(settings.path, _own(settings, ppo), {}, room, seed, field) as session:
         yield Attacker(session, settings.sampling, templates)
 
 

@@ -60,6 +60,7 @@ class RedTeamingStage(Stage):
     def check(self, context: RunContext) -> None:
         """There are prompts to rewrite, and a template for each vector."""
         from rayward.pipelines.red_teaming.templates import load_attack_templates
+        from rayward.pipelines.run.capacity import require_whole_engines
 
         data, settings = context.data, context.recipe.red_teaming
         seeds = len(data.seed_prompts) or len(data.adversarial)
@@ -68,17 +69,19 @@ class RedTeamingStage(Stage):
         load_attack_templates(
             settings.templates, data.oracle is not None, settings.vectors, has_attacker
         )
+        if settings.attacker is not None:
+            require_whole_engines(settings.attacker.rollout, "red_teaming.attacker.rollout")
 
     def check_models(self, context: RunContext, known: KnownModels) -> KnownModels:
         """The attacker is a language model that chats."""
         from rayward.actors.models.kinds import positions
-        from rayward.pipelines.run.models import causal_lm, longest, require_room
+        from rayward.pipelines.run.models import causal_lm, require_room
 
         attacker = context.recipe.red_teaming.attacker
         if attacker is not None:
             config, _ = causal_lm(attacker.path, "red_teaming.attacker.path")
-            where = "under red_teaming.attacker"
-            require_room(longest(attacker.sampling), positions(config), "the attacker's", where)
+            section = "red_teaming.attacker"
+            require_room(attacker.sampling, section, positions(config), "the attacker's")
         return known
 
     def run(self, context: RunContext, planned: PlannedStage) -> None:

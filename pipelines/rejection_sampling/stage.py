@@ -74,8 +74,9 @@ class RejectionSamplingStage(Stage):
         directory = context.output(planned.id, partial(sample_best, context, planned))
         numbers: dict[str, Any] = json.loads((directory / REPORT).read_bytes())
         best = unique_demonstrations(one.demonstration for one in read_best(directory))
+        ((section, _),) = self.fits(context.recipe).items()
         fit, seconds = context.recipe.rejection_sampling.fit, numbers["sampling_seconds"]
-        fit_policy(context, planned, fit, best, [], numbers, seconds)
+        fit_policy(context, planned, section, fit, best, [], numbers, seconds)
 
     def report(self, run: RunReading, planned: Sequence[PlannedStage]) -> ReportSection | None:
         """What was sampled, how good it was, and what was kept."""

@@ -10,6 +10,7 @@ import ray
 
 from rayward.actors.requests import session_requests
 from rayward.cluster.config.recipe import Recipe
+from rayward.cluster.config.roles import RolloutRole
 from rayward.cluster.config.supervised import SupervisedSettings
 from rayward.cluster.errors import InputError
 from rayward.cluster.ray_runtime.placement import RoleRequest, missing_resources, total_cpus
@@ -98,3 +99,23 @@ def sampler_moment(name: str, recipe: Recipe, others: Sequence[Gang] = ()) -> Mo
     made = {stage.axis for stage in stages_of(recipe)}
     axes = [axis for axis in AXES if axis in made or getattr(recipe.ppo, axis).path is not None]
     return Moment(name, [Gang(session_requests(recipe.ppo, axes)), *others])
+
+
+def require_whole_engines(rollout: RolloutRole, section: str) -> None:
+    """An engine on GPUs needs one for each of its processes; on CPUs it may have any number.
+
+    Args:
+        rollout: the engine's settings.
+        section: of the recipe, that has them.
+
+    Raises:
+        InputError: it asks for another number of GPUs.
+    """
+    gpus, processes = rollout.resources.gpus, rollout.tensor_parallel_size
+    shares_one = processes == 1 and gpus <= 1
+    if gpus and gpus != processes and not shares_one:
+        raise InputError(
+            f"{section}.resources.gpus",
+            gpus,
+            f"as many as {section}.tensor_parallel_size, which is {processes}",
+        )

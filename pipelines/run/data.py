@@ -103,7 +103,10 @@ def load_data(recipe: Recipe, run: RunDirectory) -> RunData:
     else:
         assert recipe.data.path is not None
         directory = DataDirectory(recipe.data.path)
-        directory.require_complete()
+        try:
+            directory.require_complete()
+        except InputError as error:
+            raise InputError("data.path", recipe.data.path, error.expected) from error
     digests = _digests(directory)
     run.record_data(digests)
     pairs = _optional(directory, directory.preferences("train"), read_preferences)

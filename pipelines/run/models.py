@@ -47,6 +47,10 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 class KnownModels:
     """What is known of the policy before any stage has run."""
 
+    field: str
+    """The setting that names it."""
+    path: str | None
+    """What that setting says; None where the model is made from the data."""
     tokenizer: PreTrainedTokenizerBase | None
     """None where it is made from the data."""
 
@@ -81,8 +85,8 @@ def check_start(context: RunContext) -> KnownModels:
                 expected = f"at most the start model's {room} positions"
                 raise InputError(f"{field}.max_tokens", fit.max_tokens, expected)
     for asked in asked_of_policy(context):
-        require_room(longest(asked.sampling), room, "the model's", f"under {asked.section}")
-    return KnownModels(tokenizer)
+        require_room(asked.sampling, asked.section, room, "the model's")
+    return KnownModels("model.path", recipe.model.path, tokenizer)
 
 
 def check_reward_models(context: RunContext, known: KnownModels) -> None:
@@ -124,19 +128,22 @@ def require_weights(path: str, field: str, expected: str) -> None:
         raise InputError(field, path, f"{expected}; it has no weights")
 
 
-def require_room(tokens: int, room: int | None, whose: str, where: str) -> None:
-    """Refuse prompts and answers that are longer than a model has positions."""
+def require_room(sampling: SamplingSettings, section: str, room: int | None, whose: str) -> None:
+    """Refuse prompts and answers that are longer than a model has positions.
+
+    Args:
+        sampling: how long both may be.
+        section: of the recipe, that has it.
+        room: the model's positions; None for any number.
+        whose: they are, for the message.
+    """
+    tokens = sampling.max_prompt_tokens + sampling.max_response_tokens
     if room is not None and tokens > room:
         raise InputError(
-            "sampling.max_prompt_tokens + max_response_tokens",
+            f"{section}.sampling.max_prompt_tokens + max_response_tokens",
             tokens,
-            f"at most {whose} {room} positions, {where}",
+            f"at most {whose} {room} positions",
         )
-
-
-def longest(sampling: SamplingSettings) -> int:
-    """Prompt plus answer, in tokens."""
-    return sampling.max_prompt_tokens + sampling.max_response_tokens
 
 
 def require_same(is_same: bool, path: str, field: str) -> None:
@@ -145,15 +152,21 @@ def require_same(is_same: bool, path: str, field: str) -> None:
         raise InputError(field, path, "a model with the policy's tokenizer and chat template")
 
 
-def require_prompts(context: RunContext, tokenizer: PreTrainedTokenizerBase) -> None:
+def require_prompts(context: RunContext, known: KnownModels) -> None:
     """The policy's template takes the prompts, and of each kind there is one that is not too long.
 
     Raises:
-        InputError: as `encode_prompts`.
+        InputError: the template does not; or as `encode_prompts`.
     """
+    tokenizer = known.tokenizer
+    if tokenizer is None:
+        return
     for asked in asked_of_policy(context):
         for prompt in one_of_each(asked.prompts):
-            encode_prompt(tokenizer, prompt.messages)
+            try:
+                encode_prompt(tokenizer, prompt.messages)
+            except InputError as error:
+                raise _refused(prompt, error, known.field, known.path) from error
         most, field = (
             asked.sampling.max_prompt_tokens,
             f"{asked.section}.sampling.max_prompt_tokens",
@@ -185,8 +198,7 @@ def check_reward_model(
     tokenizer = load_reward_tokenizer(role, path, settings)
     if policy is not None and speak_alike(tokenizer, policy):
         for one in asked:
-            whose, where = f"{field}'s", f"under {one.section}"
-            require_room(longest(one.sampling), positions(config), whose, where)
+            require_room(one.sampling, one.section, positions(config), f"{field}'s")
         return
     room = longest_input(classifier_without_weights(config), tokenizer)
     for one in asked:
@@ -221,6 +233,10 @@ def _require_roles(
     try:
         encode_answered(tokenizer, prompt.messages, "", ended=True)
     except InputError as error:
-        roles = ", ".join(message.role for message in prompt.messages)
-        expected = f"a chat template that takes the data's roles {roles} ({error.expected})"
-        raise InputError(field, path, expected) from error
+        raise _refused(prompt, error, field, path) from error
+
+
+def _refused(prompt: Prompt, error: InputError, field: str, path: str | None) -> InputError:
+    roles = ", ".join(message.role for message in prompt.messages)
+    expected = f"a chat template that takes the data's roles {roles} ({error.expected})"
+    return InputError(field, path, expected)

@@ -55,6 +55,11 @@ class SupervisedTask(ABC, Generic[RowT]):
     measures: ClassVar[tuple[str, ...]]
     """Names of what `loss` reports beside the loss."""
 
+    @property
+    @abstractmethod
+    def section(self) -> str:
+        """Where its settings are in a recipe."""
+
     @abstractmethod
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that is saved beside the model."""
@@ -230,7 +235,7 @@ class _Trainer(Generic[RowT]):
         self._ranks = ranks
         self._model = task.load_model(settings.precision)
         if settings.gradient_checkpointing:
-            recompute_activations(self._model, "gradient_checkpointing")
+            recompute_activations(self._model, f"{task.section}.gradient_checkpointing")
         module = _TaskModule(task, self._model)
         self._engine = make_engine(
             module, settings.optimizer, settings.deepspeed, settings.precision

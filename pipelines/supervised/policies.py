@@ -33,6 +33,7 @@ def replay(context: RunContext, stage: PlannedStage, count: int) -> list[Demonst
 def fit_policy(
     context: RunContext,
     stage: PlannedStage,
+    section: str,
     settings: SFTSettings,
     demonstrations: Sequence[Demonstration],
     held_out: Sequence[Demonstration],
@@ -44,6 +45,7 @@ def fit_policy(
     Args:
         context: the run.
         stage: whose policy it will be.
+        section: where the settings are in the recipe.
         settings: of the fit.
         demonstrations: what is imitated.
         held_out: what the loss is measured on.
@@ -64,6 +66,7 @@ def fit_policy(
             stage_seed(context.recipe.seed, stage.id),
             context.storage,
             reporter(context, stage.id, advance),
+            section,
         )
     context.record_model(stage.id, {"start": start})
     context.complete(

@@ -18,6 +18,7 @@ from rayward.cluster.config.roles import Precision
 from rayward.cluster.config.supervised import RewardTrainingSettings, SafetyRewardSettings
 from rayward.cluster.errors import InputError
 from rayward.cluster.records.reward_models import RewardModelEvaluation, SafetyCalibration
+from rayward.cluster.stages import reward_stage
 from rayward.cluster.types import Axis, PreferencePair
 from rayward.pipelines.supervised.accuracy import evaluate_reward_model
 from rayward.pipelines.supervised.calibration import calibrate_safety
@@ -72,6 +73,11 @@ class RewardTask(SupervisedTask[PairRow]):
     held_out: Sequence[PreferencePair]
     settings: RewardTrainingSettings
     seed: int
+
+    @property
+    def section(self) -> str:
+        """That of the axis's stage."""
+        return reward_stage(self.axis)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the model at `path`."""

@@ -50,6 +50,8 @@ class SFTTask(SupervisedTask[SFTRow]):
     settings: SFTSettings
     seed: int
     """Of new adapters, where the settings ask for them."""
+    section: str = "sft"
+    """Where the settings are in a recipe: other stages fit a policy, too."""
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the model at `path`."""
@@ -63,7 +65,7 @@ class SFTTask(SupervisedTask[SFTRow]):
         """
         model = load_causal_lm(self.path, precision)
         if self.settings.lora is not None:
-            add_adapters(model, self.settings.lora, self.seed, "sft.lora")
+            add_adapters(model, self.settings.lora, self.seed, f"{self.section}.lora")
         return model
 
     def rows(self, tokenizer: PreTrainedTokenizerBase) -> list[SFTRow]:
@@ -93,7 +95,8 @@ class SFTTask(SupervisedTask[SFTRow]):
     def _encode(self, tokenizer: PreTrainedTokenizerBase, shown: Demonstration) -> SFTRow:
         encoded = encode_conversation(tokenizer, shown.prompt.messages, shown.response)
         if self.settings.loss_on == "all_assistant_turns":
-            mask = assistant_mask(tokenizer, shown.prompt.messages, shown.response)
+            field = f"{self.section}.loss_on"
+            mask = assistant_mask(tokenizer, shown.prompt.messages, shown.response, field)
             return SFTRow(encoded.token_ids, mask)
         response_tokens = len(encoded.token_ids) - encoded.response_start
         mask = [False] * encoded.response_start + [True] * response_tokens
@@ -118,15 +121,19 @@ def train_sft(
     seed: int,
     storage: Path,
     on_progress: Callable[[StepReport], None],
+    section: str = "sft",
 ) -> SFTResult:
     """Fine-tune the language model at `path`; arguments and errors as `supervised.fit`.
+
+    Args:
+        section: where the settings are in the recipe, for errors.
 
     Raises:
         InputError: there is no demonstration.
     """
     if not demonstrations:
         raise InputError("data", "no demonstrations", "at least one demonstration")
-    task = SFTTask(path, demonstrations, held_out, settings, seed)
+    task = SFTTask(path, demonstrations, held_out, settings, seed, section)
     result = fit(task, settings, output, seed, storage, on_progress)
     if not result.held_out:
         return SFTResult(result, None)

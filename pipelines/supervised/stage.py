@@ -56,7 +56,8 @@ class SFTStage(Stage):
         shown = unique_demonstrations([*data.demonstrations, *gathered])
         numbers = {"demonstrations": len(data.demonstrations), "gathered": len(gathered)}
         held_out = data.held_out_demonstrations
-        fit_policy(context, planned, context.recipe.sft, shown, held_out, numbers)
+        settings = context.recipe.sft
+        fit_policy(context, planned, self.name, settings, shown, held_out, numbers)
 
 
 class SafetySFTStage(Stage):
@@ -86,7 +87,7 @@ class SafetySFTStage(Stage):
         settings, safe = context.recipe.safety_sft, context.data.safety_demonstrations
         benign = replay(context, planned, round(settings.benign_replay * len(safe)))
         numbers = {"safety_demonstrations": len(safe), "benign_replayed": len(benign)}
-        fit_policy(context, planned, settings, [*safe, *benign], [], numbers)
+        fit_policy(context, planned, self.name, settings, [*safe, *benign], [], numbers)
 
 
 class _RewardModelStage(Stage):

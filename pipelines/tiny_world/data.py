@@ -276,7 +276,9 @@ class _PromptMaker:
                 self._seen.add(text)
                 return text, request
         raise InputError(
-            "tiny_world", f"{len(self._seen)} prompts and more", "sizes that the language can fill"
+            "data.tiny_world",
+            f"{len(self._seen)} prompts and more",
+            "sizes that the language can fill",
         )
 
     def _asked(

@@ -39,3 +39,5 @@ def check(settings: ServingSettings) -> None:
                 config = load_config(model.path, field, CLASSIFIER)
                 require_classifier(config, model.path, field)
                 load_reward_tokenizer(axis, model.path, model, f"reward.{axis}")
+        if settings.reward.policy is not None:
+            load_tokenizer(settings.reward.policy, "reward.policy")

@@ -16,6 +16,7 @@ from pyarrow import fs
 from pydantic import JsonValue, TypeAdapter
 
 from rayward.cluster.atomic import join, resolve
+from rayward.cluster.errors import InputError
 from rayward.cluster.runs.run_directory import RunStatus
 from rayward.cluster.runs.run_lock import LOCK, LockOwner, owner_of
 from rayward.services.http.errors import ApiError, writable
@@ -183,12 +184,15 @@ class RunsRoot:
         uri: the folder, local or any URI of pyarrow.fs.
 
     Raises:
-        InputError: it is no such URI.
+        InputError: names jobs.runs_root; it is no such URI.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.filesystem, self.path = resolve(uri)
+        try:
+            self.filesystem, self.path = resolve(uri)
+        except InputError as error:
+            raise InputError("jobs.runs_root", uri, error.expected) from error
         self._runs: dict[str, dict[str, Any]] = {}
 
     @property

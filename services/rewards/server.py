@@ -46,11 +46,11 @@ class RewardServer:
         from rayward.actors.scoring.reward_model import RewardModel
         from rayward.services.http.text_bounds import TextBounds
 
-        section = f"reward.{axis}"
+        fields = f"reward.{axis}", "reward.policy"
         self._axis = axis
         # To load a model starts a team of OpenMP, too.
         wide = ThreadPoolExecutor(1, "forward-wide")
-        self._model = wide.submit(RewardModel, axis, model.path, model, policy, section).result()
+        self._model = wide.submit(RewardModel, axis, model.path, model, policy, *fields).result()
         self._deterministic = deterministic or self._model.passes.wants_fixed
         self._version = wide.submit(self._model.digest).result()
         self._template_hash = self._model.encoder.template_hash()

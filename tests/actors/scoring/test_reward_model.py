@@ -370,3 +370,6 @@ def test_a_model_for_no_policy_in_particular_writes_conversations_itself(
     assert np.ptp(model.score_tokens(ids)) > 0.01
     with pytest.raises(InputError, match=r"^reward\.safety\.path: "):
         RewardModel("safety", str(tmp_path), ReplicatedRewardRole(), None, "reward.safety")
+    fields = "reward.safety", "reward.policy"
+    with pytest.raises(InputError, match=r"^reward\.policy: "):
+        RewardModel("safety", path, ReplicatedRewardRole(), str(tmp_path), *fields)

@@ -113,20 +113,20 @@ def test_defaults_are_the_papers() -> None:
         # Settings that do not go together.
         (
             {"data": {"path": "d", "tiny_world": {}}},
-            "data: got 'both', expected exactly one of data.path and data.tiny_world",
+            "data: got 'both', expected exactly one of path and tiny_world",
         ),
         (
             {"data": {}},
-            "data: got 'neither', expected exactly one of data.path and data.tiny_world",
+            "data: got 'neither', expected exactly one of path and tiny_world",
         ),
         (
             {"model": {"path": "m", "make": {}}},
-            "model: got 'both', expected exactly one of model.path and model.make",
+            "model: got 'both', expected exactly one of path and make",
         ),
-        ({"model": {}}, "model: got 'neither', expected exactly one of model.path and model.make"),
+        ({"model": {}}, "model: got 'neither', expected exactly one of path and make"),
         (
             {"model": {"make": {"heads": 5}}},
-            "model.make.heads: got 5, expected as many heads as split model.make.hidden_size, "
+            "model.make.heads: got 5, expected as many heads as split hidden_size, "
             "which is 96, into heads of a size that vLLM runs: 32, 64, 80",
         ),
         (
@@ -135,7 +135,7 @@ def test_defaults_are_the_papers() -> None:
         ),
         (
             {"ppo": {"batch_size": 100, "minibatch_size": 48}},
-            "ppo.minibatch_size: got 48, expected a divisor of ppo.batch_size, which is 100",
+            "ppo.minibatch_size: got 48, expected a divisor of batch_size, which is 100",
         ),
         # The default minibatch of 64 is too large for this batch.
         ({"ppo": {"batch_size": 8}}, "ppo.minibatch_size: got 64, expected a divisor"),
@@ -201,8 +201,7 @@ def test_several_wrong_settings_are_counted() -> None:
     # A check of a whole section keeps its message beside others.
     both = message(data={}, ppo={"steps": 0})
     assert both == (
-        "data: got 'neither', expected exactly one of data.path and data.tiny_world "
-        "(1 more setting is wrong)"
+        "data: got 'neither', expected exactly one of path and tiny_world (1 more setting is wrong)"
     )
 
 

@@ -334,6 +334,7 @@ def test_a_login_in_an_address_is_refused_and_not_told(
     with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD") as caught:
         track(tmp_path / "out", a_recipe({"mlflow": {}}), second_half)
     assert SECRET not in str(caught.value)
+    assert caught.value.field == "MLFLOW_TRACKING_URI"
 
 
 def test_wandb_without_a_key_does_not_ask_for_one(tmp_path: Path) -> None:

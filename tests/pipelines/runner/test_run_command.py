@@ -18,6 +18,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 import rayward.pipelines.runner.run_recipe
+from rayward.actors.models.loading import load_tokenizer
 from rayward.cluster.cli import main
 from rayward.cluster.config.load import load_recipe
 from rayward.cluster.config.recipe import Recipe
@@ -192,10 +193,10 @@ def test_data_that_is_not_there(
     rayward: Callable[..., str], recipe: Path, data: DataDirectory
 ) -> None:
     line = rayward("run", recipe, "--out", "a", "--set", "data.path=nowhere")
-    assert line.startswith("data directory: got 'nowhere', expected a folder with the file _SUCC")
+    assert line.startswith("data.path: got 'nowhere', expected a folder with the file _SUCC")
     data.mark_incomplete()
     line = rayward("run", recipe, "--out", "b")
-    assert line.startswith(f"data directory: got '{data.uri}', expected a folder with the file")
+    assert line.startswith(f"data.path: got '{data.uri}', expected a folder with the file")
     # The run says the same to whoever looks at it later.
     status = RunDirectory(Path("b")).status()
     assert status.state == "failed"
@@ -315,7 +316,7 @@ def test_early_stop_needs_prompts_to_measure(
 def test_prompts_and_answers_must_fit_the_model(rayward: Callable[..., str], recipe: Path) -> None:
     line = rayward("run", recipe, "--out", "o", "--set", "ppo.sampling.max_response_tokens=500")
     expected = "got 756, expected at most the model's 512 positions"
-    assert line.startswith(f"sampling.max_prompt_tokens + max_response_tokens: {expected}")
+    assert line.startswith(f"ppo.sampling.max_prompt_tokens + max_response_tokens: {expected}")
 
 
 def test_data_that_changed_is_not_resumed_with(
@@ -433,18 +434,11 @@ def test_a_model_with_too_few_positions(
     small = write_tiny(tmp_path / "causal", "gpt2", n_positions=319)
     run = ("run", recipe, "--out")
     both = "sampling.max_prompt_tokens + max_response_tokens: got 320, expected at most"
-    end = {
-        "ppo.policy": "under ppo",
-        "ppo.reference": "under ppo",
-        "ppo.critic": "under ppo",
-        "ppo.safety": "under ppo",
-        "ppo.helpfulness": "under ppo",
-        "evaluation.judge": "under evaluation",
-    }
-    for out, (role, where) in enumerate(end.items()):
+    roles = ["policy", "reference", "critic", "safety", "helpfulness"]
+    for out, role in enumerate([*(f"ppo.{role}" for role in roles), "evaluation.judge"]):
         path = small if role in ("ppo.policy", "ppo.reference") else short
         line = rayward(*run, out, "--set", f"{role}.path={path}")
-        assert line == f"{both} {role}.path's 319 positions, {where}"
+        assert line == f"{role.partition('.')[0]}.{both} {role}.path's 319 positions"
     for stage in ("sft", "reward_safety", "reward_helpfulness"):
         line = rayward(*run, stage, "--set", f"{stage}.max_tokens=513")
         expected = "got 513, expected at most the start model's 512 positions"
@@ -486,6 +480,14 @@ def test_prompts_that_a_model_cannot_read(
         f"ppo.safety.path: got '{path}', expected a chat template that takes the data's roles "
         "user, assistant, user (roles in an order that the chat template accepts (too much))"
     )
+    # The policy's own template is the one of its own path, where it has one.
+    own = write_tiny_llama(tmp_path / "policy")
+    policy = load_tokenizer(str(own))
+    policy.chat_template = tokenizer.chat_template
+    policy.save_pretrained(own)
+    for name in ("ppo.policy.path", "model.path"):
+        line = rayward("run", recipe, "--out", name, "--set", f"{name}={own}")
+        assert line.startswith(f"{name}: got '{own}', expected a chat template that takes the data")
 
 
 @pytest.mark.parametrize(
@@ -537,7 +539,7 @@ def test_prompts_that_a_model_cannot_read(
         ({"ppo.steps": 0}, "ppo.steps: got 0, expected a number of at least 1"),
         (
             {"ppo.batch_size": 100},
-            "ppo.minibatch_size: got 64, expected a divisor of ppo.batch_size, which is 100",
+            "ppo.minibatch_size: got 64, expected a divisor of batch_size, which is 100",
         ),
         (
             {"ppo.policy.deepspeed.zero_stage": 4},
@@ -558,6 +560,24 @@ def test_settings_that_cannot_be(
 ) -> None:
     given = [("--set", f"{name}={json.dumps(value)}") for name, value in settings.items()]
     assert rayward("run", recipe, "--out", "out", *(part for one in given for part in one)) == line
+
+
+def test_an_attacker_has_settings_of_its_own(
+    rayward: Callable[..., str], recipe: Path, data: DataDirectory, llama: Path
+) -> None:
+    write_prompts(data.prompts("train"), [replace(PROMPT, adversarial=True)])
+    attacker = "red_teaming.attacker"
+    stages = ("--set", "stages=[reward_safety, red_teaming]")
+    run = ("run", recipe, *stages, "--set", f"{attacker}.path={llama}", "--out")
+    split = ("--set", f"{attacker}.rollout={{tensor_parallel_size: 2, resources: {{gpus: 1}}}}")
+    assert rayward(*run, "a", *split) == (
+        f"{attacker}.rollout.resources.gpus: got 1.0, expected as many as "
+        f"{attacker}.rollout.tensor_parallel_size, which is 2"
+    )
+    assert rayward(*run, "b", "--set", f"{attacker}.sampling.max_prompt_tokens=500") == (
+        f"{attacker}.sampling.max_prompt_tokens + max_response_tokens: got 564, expected at most "
+        "the attacker's 512 positions"
+    )
 
 
 def test_roles_that_do_not_fit_the_machine(
@@ -677,7 +697,7 @@ def test_the_program_itself_says_one_line_with_everything_loaded(tmp_path: Path)
     )
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("rayward: data directory: got 'nowhere', expected a folder with")
+    assert line.startswith("rayward: data.path: got 'nowhere', expected a folder with")
 
 
 def test_resume_may_move(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

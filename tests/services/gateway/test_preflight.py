@@ -31,6 +31,8 @@ def test_models_of_the_wrong_kind_are_refused(models: Path) -> None:
     assert refused({"policy": {"path": safety}}) == "policy.path"
     assert refused({"reward": {"safety": {"path": policy}}}) == "reward.safety.path"
     assert refused({"reward": {"helpfulness": {"path": "./none"}}}) == "reward.helpfulness.path"
+    own = {"path": str(models / "helpfulness")}
+    assert refused({"reward": {"helpfulness": own, "policy": "./none"}}) == "reward.policy"
 
 
 def test_an_adapter_is_refused(tmp_path: Path) -> None:

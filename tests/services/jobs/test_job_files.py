@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from rayward.cluster.errors import InputError
 from rayward.services.jobs import files as job_files
 from rayward.services.jobs.files import decode_part, metric_row, read_lines, read_part
+from rayward.services.jobs.runs import RunsRoot
 
 LOCAL = fs.LocalFileSystem()
 
@@ -89,3 +91,10 @@ def test_a_line_that_is_no_row_is_refused(tmp_path: Path) -> None:
     for line in wrong:
         with pytest.raises(ValueError, match=r"."):
             metric_row(line)
+
+
+def test_a_runs_root_that_is_no_place_is_named() -> None:
+    for uri in ("nowhere://runs", ""):
+        with pytest.raises(InputError) as caught:
+            RunsRoot(uri)
+        assert (caught.value.field, caught.value.value) == ("jobs.runs_root", uri)
