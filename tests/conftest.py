@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 import ray
+from hypothesis import HealthCheck, settings
 
 from tests import preloaded
+
+# On a busy machine an example takes as long as it takes, and every run draws the same ones.
+settings.register_profile(
+    "rayward",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("rayward")
 
 # DeepSpeed's op, which `make setup` has compiled; without this each test run compiles it anew.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
