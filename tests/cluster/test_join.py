@@ -57,6 +57,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     shutil.rmtree(ray_folder, ignore_errors=True)
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 def test_the_token_is_carried(cluster: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, environment = cluster
