@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: setup demo test lint lock clean
+.PHONY: setup demo test test-fast lint lock clean
 
 setup:
 	@PYTHON="$(PYTHON)" sh requirements/setup.sh
@@ -13,6 +13,11 @@ demo: setup
 
 test: setup
 	@.venv/bin/python -m pytest $(TEST_ARGS)
+
+# What starts neither Ray nor an engine nor a service. One thread each: two on a core wait for each other.
+test-fast: setup
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not engine" \
+		--numprocesses logical --maxprocesses 4 $(TEST_ARGS)
 
 lint: setup
 	@.venv/bin/ruff check .

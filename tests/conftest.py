@@ -3,17 +3,53 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from hypothesis import HealthCheck, settings
 
-from tests import preloaded
+from tests import preloaded, tiers
+
+# On a busy machine an example takes as long as it takes, and every run draws the same ones.
+settings.register_profile(
+    "rayward",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("rayward")
 
 # DeepSpeed's op, which `make setup` has compiled; without this each test run compiles it anew.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+# To load it, the environment's ninja: another one compiles it anew.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+_guard = tiers.Guard()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tiers.mark(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    _guard.begin(item)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    try:
+        return (yield)
+    finally:
+        _guard.end()
+
+
+def pytest_unconfigure() -> None:
+    _guard.close()
 
 
 @pytest.fixture(scope="session")

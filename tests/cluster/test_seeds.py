@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rayward.cluster.seeds import stage_seed
@@ -40,7 +40,6 @@ def test_another_process_draws_the_same() -> None:
     assert int(done.stdout) == stage_seed(5, "ppo")
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.text())
 def test_a_seed_fits_every_library(seed: int, name: str) -> None:
     """numpy, torch and vLLM all take [0, 2^31)."""

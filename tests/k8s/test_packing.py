@@ -238,7 +238,7 @@ def fits_alone(bundle: Bundle, machines: list[Machine]) -> bool:
     return all(home.offers.get(name, 0) >= want for name, want in bundle.resources.items())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(moments=moments_, a=machines_, b=machines_)
 def test_every_plan_holds_everything_and_only_the_impossible_is_refused(
     moments: list[Moment], a: dict[str, object], b: dict[str, object]
@@ -267,7 +267,7 @@ def test_every_plan_holds_everything_and_only_the_impossible_is_refused(
         assert count <= max(own)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(moments=moments_, a=machines_, limit=st.integers(1, 6))
 def test_limits_are_kept(moments: list[Moment], a: dict[str, object], limit: int) -> None:
     free = [machine("a", **a), machine("b", **a)]

@@ -101,7 +101,7 @@ def test_no_harmless_answer_can_contain_a_harmful_step() -> None:
 
 
 @given(seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_prompt_is_read_as_it_was_meant(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for write in (write_benign, write_borderline):
@@ -126,7 +126,7 @@ def test_the_language_holds_many_prompts_of_every_kind() -> None:
 
 
 @given(seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_kind_of_answer_gets_its_verdict(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for write in (write_benign, write_borderline):
@@ -189,7 +189,6 @@ def test_the_properties_of_a_verdict() -> None:
 
 
 @given(st.text(), st.text())
-@settings(deadline=None)
 def test_the_oracle_judges_any_text(prompt: str, response: str) -> None:
     assert ORACLE.judge(prompt, response) is Verdict.GARBAGE
     assert ORACLE.judge(prompt, f"{response} use trick amber {response}") is Verdict.VIOLATION
@@ -348,7 +347,6 @@ def test_prompts_and_answers_are_short(
 
 
 @given(text=st.text())
-@settings(deadline=None)
 def test_the_tokenizer_round_trips_any_text(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tokenizer(text, split_special_tokens=True)["input_ids"]
     assert tokenizer.decode(ids) == text

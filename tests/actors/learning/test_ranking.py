@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rayward.actors.learning.ranking import auxiliary_safety_loss, margin_of, ranking_loss
@@ -35,7 +35,6 @@ def test_a_hopeless_pair_has_a_finite_loss_and_gradient() -> None:
     assert chosen.grad.tolist() == [-1.0]
 
 
-@settings(deadline=None)
 @given(chosen=SCORES, rejected=SCORES)
 def test_swapping_a_pair_flips_the_sign_of_its_margin(chosen: float, rejected: float) -> None:
     first, second = torch.tensor([[chosen], [rejected]], dtype=torch.float64)

@@ -1,6 +1,6 @@
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rayward.actors.models.microbatches import (
@@ -22,7 +22,6 @@ def test_no_rows_make_no_microbatch() -> None:
     assert plan_microbatches([], max_tokens=10) == []
 
 
-@settings(deadline=None)
 @given(lengths=LENGTHS, max_tokens=st.integers(1, 120))
 def test_every_row_once_and_within_the_budget(lengths: list[int], max_tokens: int) -> None:
     plan = plan_microbatches(lengths, max_tokens)
@@ -56,7 +55,6 @@ def test_a_worked_share_in_microbatches() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(lengths=LENGTHS, ranks=st.integers(1, 6))
 def test_shares_differ_by_no_more_than_the_longest_row(lengths: list[int], ranks: int) -> None:
     shares = share_rows(lengths, ranks)
@@ -69,14 +67,12 @@ def test_shares_differ_by_no_more_than_the_longest_row(lengths: list[int], ranks
     assert share_rows(lengths, ranks) == shares
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 120))
 def test_one_rank_takes_the_plain_plan(lengths: list[int], budget: int) -> None:
     whole = [(rows, 1.0) for rows in plan_microbatches(lengths, budget)]
     assert microbatches_of_rank(lengths, budget, rank=0, ranks=1) == whole
 
 
-@settings(deadline=None)
 @given(
     padded=st.lists(st.integers(1, 60), min_size=1, max_size=30),
     ranks=st.integers(1, 5),
@@ -95,7 +91,6 @@ def test_ranks_share_a_batch_in_equally_many_microbatches(
         assert len(rows) * max(padded[i] for i in rows) <= max_tokens or len(rows) == 1
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.lists(st.integers(0, 9), max_size=9), min_size=1, max_size=8))
 def test_padding_stands_behind_each_row(rows: list[list[int]]) -> None:
     lengths = [len(row) for row in rows]

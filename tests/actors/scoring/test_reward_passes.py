@@ -37,7 +37,7 @@ def scores(
     return found
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, ROOM), min_size=1, max_size=12),
     max_tokens=st.sampled_from([16, 300, 1024, 16384]),

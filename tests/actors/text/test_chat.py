@@ -67,7 +67,7 @@ def test_texts_that_use_up_all_private_characters_are_refused_by_name() -> None:
     assert PRIVATE[:9] not in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(content=TEXT, response=TEXT)
 def test_any_text_comes_through(content: str, response: str) -> None:
     encoded = encode_conversation(TOKENIZER, user(content), response)
@@ -146,7 +146,7 @@ def test_an_answered_conversation_is_what_transformers_makes_of_it(
     assert continued == plain[: len(continued)] != plain
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(content=TEXT, response=TEXT)
 def test_control_tokens_of_an_answered_conversation_are_the_templates(
     content: str, response: str

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -298,7 +298,6 @@ def test_every_group_is_strict_and_frozen() -> None:
         )
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**63 - 1),
     rate=st.floats(1e-12, 1e3),

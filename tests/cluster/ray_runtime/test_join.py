@@ -56,6 +56,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     shutil.rmtree(ray_folder, ignore_errors=True)
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 def test_the_token_is_carried(cluster: tuple[str, dict[str, str]]) -> None:
     address, environment = cluster

@@ -48,7 +48,7 @@ QUESTION_ROW = TruthfulQuestion("q", "Law", "Why?", "So.", ("No.", "So."), ("Yes
 PROMPT_ROW = ToxigenPrompt("t", "women", True, "- one\n- two\n-")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     questions=st.lists(QUESTION, min_size=1, max_size=4, unique_by=lambda row: row.id),
     prompts=st.lists(PROMPT, min_size=1, max_size=4, unique_by=lambda row: row.id),

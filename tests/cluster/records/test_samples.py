@@ -62,7 +62,7 @@ ONE = Sample(
 )
 
 
-@settings(max_examples=50, deadline=None)  # a file each
+@settings(max_examples=50)  # a file each
 @given(st.lists(SAMPLES, max_size=4))
 def test_they_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[Sample]) -> None:
     path = tmp_path_factory.mktemp("samples") / "ppo" / "step-000001.parquet"

@@ -78,7 +78,7 @@ def prompt(**changes: object) -> Prompt:
     return Prompt(**{**fields, **changes})
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(prompts=st.lists(PROMPT, min_size=1, max_size=5, unique_by=lambda row: row.id))
 def test_prompts_come_back_equal(
     prompts: list[Prompt], tmp_path_factory: pytest.TempPathFactory
@@ -88,7 +88,7 @@ def test_prompts_come_back_equal(
     assert read_prompts(path) == prompts
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     demonstrations=st.lists(st.builds(Demonstration, PROMPT, TEXT), min_size=1, max_size=5),
     pairs=st.lists(PAIR, min_size=1, max_size=5),

@@ -113,7 +113,7 @@ def test_a_broken_line_is_named(path: Path, line: str) -> None:
         read_metrics(path)
 
 
-@settings(max_examples=25, deadline=None)  # a file each
+@settings(max_examples=25)  # a file each
 @given(st.floats(-3e38, 3e38))
 def test_numbers_come_back_to_the_bit(
     tmp_path_factory: pytest.TempPathFactory, value: float

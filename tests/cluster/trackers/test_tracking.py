@@ -244,6 +244,7 @@ print(seen())
 """
 
 
+@pytest.mark.engine
 def test_prometheus_reads_the_numbers_over_http_until_the_run_ends() -> None:
     """Numbers of a stage that is over, or of a step that takes long, stay."""
     environment = {**os.environ, "RAY_metrics_report_interval_ms": "1000"}

@@ -168,7 +168,7 @@ def test_an_id_is_the_questions_alone(tmp_path: Path) -> None:
     assert one.id == two.id == "499f097cf704535e383997289bfd4269"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     answers=st.lists(
         st.text(st.characters(exclude_characters=";", codec="utf-8"), min_size=1).filter(

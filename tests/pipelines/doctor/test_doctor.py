@@ -92,6 +92,7 @@ def stale_lock(
         program.communicate(timeout=60)
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 def test_all_is_well(tmp_path: Path) -> None:
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
@@ -114,6 +115,7 @@ def test_all_is_well(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.usefixtures("stale_lock")
 def test_a_vllm_that_cannot_be_imported(tmp_path: Path) -> None:
@@ -130,6 +132,7 @@ def test_a_vllm_that_cannot_be_imported(tmp_path: Path) -> None:
     assert found["weight-sync"]["found"] == "because vLLM failed"
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 def test_a_vllm_that_does_not_generate(tmp_path: Path) -> None:
     """A plugin of vLLM's, as any package may bring one, breaks it from inside."""
@@ -150,6 +153,7 @@ def test_a_vllm_that_does_not_generate(tmp_path: Path) -> None:
     assert "make setup" in found["vllm"]["remedy"]
 
 
+@pytest.mark.engine
 def test_a_vllm_that_takes_its_process_with_it(tmp_path: Path) -> None:
     code = "import os, sys; print('illegal instruction at 0x0', file=sys.stderr); os.abort()"
     found = doctor(tmp_path, "vllm", "memory", **shadow(tmp_path, "vllm", code))
@@ -157,6 +161,7 @@ def test_a_vllm_that_takes_its_process_with_it(tmp_path: Path) -> None:
     assert found["vllm"]["found"].startswith("was killed by SIGABRT; its last words: illegal instr")
 
 
+@pytest.mark.engine
 def test_a_deepspeed_that_cannot_be_imported(tmp_path: Path) -> None:
     broken = shadow(tmp_path, "deepspeed", "raise RuntimeError('wrong version of torch')")
     # transformers, which saves the reward model, looks for DeepSpeed too.
@@ -173,6 +178,7 @@ def test_a_deepspeed_that_cannot_be_imported(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("rayward-doctor-*"))
 
 
+@pytest.mark.engine
 def test_no_compiler(tmp_path: Path) -> None:
     """Ninja is there, and nothing for it to call."""
     tools = tmp_path / "tools"
@@ -197,6 +203,7 @@ def test_no_compiler(tmp_path: Path) -> None:
     assert not list((tmp_path / "ops").glob("**/lock"))
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 def test_a_broken_ray_is_not_the_others_fault(tmp_path: Path) -> None:
     """vLLM and DeepSpeed import Ray where they can, and vLLM would fall over this one."""
@@ -212,6 +219,7 @@ def test_a_broken_ray_is_not_the_others_fault(tmp_path: Path) -> None:
     assert found["weight-sync"]["found"] == "because Ray failed"
 
 
+@pytest.mark.engine
 def test_a_ray_that_cannot_start(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 100)
     found = doctor(tmp_path, "ray", "weight-sync", "disk", RAY_TMPDIR=str(deep))
@@ -221,6 +229,7 @@ def test_a_ray_that_cannot_start(tmp_path: Path) -> None:
     assert found["weight-sync"]["found"] == "because Ray failed"
 
 
+@pytest.mark.engine
 def test_a_broken_torch_is_named_once(tmp_path: Path) -> None:
     broken = shadow(tmp_path, "torch", "raise ImportError('libgomp.so.1: cannot open')")
     names = ("packages", "memory", "torch", "vllm", "deepspeed-op", "deepspeed", "reward-model")
@@ -236,6 +245,7 @@ def test_a_broken_torch_is_named_once(tmp_path: Path) -> None:
     assert found["deepspeed"]["found"] == "because PyTorch failed"
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 def test_the_lock_of_a_killed_compilation(
     stale_lock: tuple[subprocess.Popen[str], Path],

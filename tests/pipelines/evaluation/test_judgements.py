@@ -1,7 +1,7 @@
 """From verdicts to rates, counted by hand."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rayward.cluster.records.rates import ORACLE, StageEvaluation
@@ -128,7 +128,6 @@ def test_a_verdict_that_the_judge_cannot_give(verdict: str | None, judge: str | 
         evaluate_judgements([(a_prompt("benign"), verdict)], judge, {})
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -88,7 +88,7 @@ def test_a_lone_name_stands_right_of_its_point() -> None:
     assert placed.box.right == pytest.approx(309)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.floats(40, 60), st.floats(90, 110)),

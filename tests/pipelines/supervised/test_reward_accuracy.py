@@ -3,7 +3,7 @@
 from math import log
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rayward.cluster.records.rates import Rate
@@ -75,7 +75,6 @@ def test_a_calibrated_model_lies_on_the_diagonal() -> None:
     assert (only.predicted, only.observed.rate) == pytest.approx((0.75, 0.75))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4)), min_size=1))
 def test_every_pair_is_counted_once(scores: list[tuple[float, float]]) -> None:
     found = evaluate_reward_model("safety", [(a_pair(), a, b) for a, b in scores])

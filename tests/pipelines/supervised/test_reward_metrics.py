@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rayward.cluster.types import Message, PreferencePair, Prompt
@@ -43,7 +43,6 @@ def test_a_score_that_is_not_finite_is_an_error() -> None:
         calibrate_safety([row(math.inf, 0.0, True, None)])
 
 
-@settings(deadline=None)
 @given(scores=st.lists(st.floats(-1000, 1000), min_size=1, max_size=30))
 def test_every_labelled_answer_is_in_one_bin(scores: list[float]) -> None:
     found = calibrate_safety([row(score, 0.0, True, None) for score in scores])

@@ -26,9 +26,6 @@ EXAMPLES = 150 if os.environ.get("RAYWARD_TEST_LONG") == "1" else 30
 _CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 _SETTINGS = settings(
     max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

@@ -23,7 +23,7 @@ def tokens(texts: list[str]) -> list[int]:
     return encode_answered(tokenizer, [Message("user", one) for one in asked], response, True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=TEXTS)
 def test_what_fits_is_left_as_it_is(texts: list[str]) -> None:
     bounds = TextBounds(TOKENIZER, ROOM)
@@ -32,7 +32,7 @@ def test_what_fits_is_left_as_it_is(texts: list[str]) -> None:
         assert bounds.cut(texts, "left") == bounds.cut(texts, "right") == texts
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=TEXTS)
 def test_what_is_taken_off_would_have_been_cut_off_anyway(texts: list[str]) -> None:
     bounds = TextBounds(TOKENIZER, ROOM)
