@@ -83,7 +83,11 @@ def render(
     else:
         recipe = resolve_recipe(path, overrides, overlays)
         asked = moments(recipe)
-    selectors = [one.resources.labels for moment in asked for one in moment.requests]
+    selectors = [
+        (f"{moment.name}: {one.name}", one.resources.labels)
+        for moment in asked
+        for one in moment.requests
+    ]
     groups = (
         uniform_machines(selectors, node_cpus, node_memory_gib, node_gpus)
         if machines is None

@@ -84,28 +84,33 @@ def load_machines(path: Path) -> list[Machine]:
 
 
 def uniform_machines(
-    selectors: Iterable[Mapping[str, str]], cpus: int, memory_gib: int, gpus: int
+    selectors: Iterable[tuple[str, Mapping[str, str]]], cpus: int, memory_gib: int, gpus: int
 ) -> list[Machine]:
     """A group of equal nodes for each set of labels that is asked for.
+
+    Args:
+        selectors: whose it is, and the label selector.
+        cpus, memory_gib, gpus: of each node.
 
     Raises:
         InputError: a selector does not say which labels to give.
     """
     groups: dict[str, Machine] = {}
-    for selector in selectors:
+    for whose, selector in selectors:
+        field = f"{whose}: resources.labels"
         if any(_is_pattern(want) for want in selector.values()):
             expected = "plain labels, or --machines with the groups that there are"
-            raise InputError("resources.labels", dict(selector), expected)
+            raise InputError(field, dict(selector), expected)
         role = selector.get("role") or "-".join(selector.values()) or UNLABELLED
         labels = {name: value for name, value in selector.items() if name != "role"}
         try:
             machine = Machine(role=role, cpus=cpus, memory_gib=memory_gib, gpus=gpus, labels=labels)
         except ValidationError as error:
             expected = f"labels that name a worker group (text that matches {_NAME})"
-            raise InputError("resources.labels", dict(selector), expected) from error
+            raise InputError(field, dict(selector), expected) from error
         if groups.setdefault(role, machine) != machine:
             expected = f"other labels: the group {role} has {groups[role].all_labels}"
-            raise InputError("resources.labels", dict(selector), expected)
+            raise InputError(field, dict(selector), expected)
     return list(groups.values())
 
 

@@ -127,7 +127,11 @@ def size(
         for one in roles
     ]
     asked = moments(recipe)
-    selectors = [one.resources.labels for moment in asked for one in moment.requests]
+    selectors = [
+        (f"{moment.name}: {one.name}", one.resources.labels)
+        for moment in asked
+        for one in moment.requests
+    ]
     has_gpus = any(one.resources.gpus for moment in asked for one in moment.requests)
     machines = uniform_machines(selectors, _CPUS_PER_NODE, 1, GPUS_PER_NODE if has_gpus else 0)
     step = None

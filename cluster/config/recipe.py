@@ -27,9 +27,16 @@ from rayward.cluster.stages import declared_stages, reward_stage
 from rayward.cluster.types import AXES
 
 
+def _stage_names() -> list[str]:
+    """The stages that are installed: in the order of a recipe's sections, then others."""
+    own = [name for name in Recipe.model_fields if name in declared_stages()]
+    return [*own, *(name for name in declared_stages() if name not in own)]
+
+
 def _known(name: str) -> str:
     if name not in declared_stages():
-        known = ", ".join(map(repr, declared_stages()))
+        *others, last = map(repr, _stage_names())
+        known = f"{', '.join(others)} or {last}"
         raise PydanticCustomError("unknown_stage", "Input should be {known}", {"known": known})
     return name
 
@@ -40,7 +47,7 @@ class _StageNames:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {**handler(schema), "enum": list(declared_stages())}
+        return {**handler(schema), "enum": _stage_names()}
 
 
 StageName = Annotated[str, AfterValidator(_known), _StageNames()]

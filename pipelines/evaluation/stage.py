@@ -35,7 +35,7 @@ class EvaluationStage(Stage):
     def asked(self, context: RunContext) -> list[Asked]:
         """Held-out prompts."""
         prompts = context.data.held_out_prompts
-        return [Asked(self.name, self.sampling(context.recipe), prompts)] if prompts else []
+        return [Asked(self.name, self.sampling(context.recipe), prompts)]
 
     def capacity(self, recipe: Recipe) -> list[Moment]:
         """The sampler, with the judges of each part; where an oracle judges, it is only less."""

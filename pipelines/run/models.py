@@ -85,7 +85,8 @@ def check_start(context: RunContext) -> KnownModels:
                 expected = f"at most the start model's {room} positions"
                 raise InputError(f"{field}.max_tokens", fit.max_tokens, expected)
     for asked in asked_of_policy(context):
-        require_room(asked.sampling, asked.section, room, "the model's")
+        if asked.prompts:
+            require_room(asked.sampling, asked.section, room, "the model's")
     return KnownModels("model.path", recipe.model.path, tokenizer)
 
 

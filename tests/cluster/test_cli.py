@@ -48,7 +48,7 @@ def test_bad_input_found_by_a_worker_is_the_same_line(
     wrapped = RayTaskError("score", "Traceback (most recent call last): ...", own)
     error = wrapped.as_instanceof_cause()
     assert isinstance(error, InputError)
-    assert "python" in str(error)
+    assert "pid=" in str(error)
     assert ends_with(monkeypatch, error) == 2
     assert capsys.readouterr().err == "rayward: ppo.safety.path: got 'x', expected a model\n"
 

@@ -39,7 +39,7 @@ def test_the_dashboard_shows_numbers_that_there_are() -> None:
     of_services = {
         f"ray_{name}"
         for name in re.findall(
-            r'"(rayward_[a-z_]+)"', (ROOT / "services" / "prometheus.py").read_text()
+            r'"(rayward_[a-z_]+)"', (ROOT / "services" / "http" / "prometheus.py").read_text()
         )
     }
     import ray.dashboard.modules.metrics.dashboards as shipped

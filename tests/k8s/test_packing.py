@@ -157,7 +157,8 @@ def test_label_selectors_are_those_of_ray() -> None:
 
 
 def test_equal_nodes_for_every_set_of_labels() -> None:
-    made = uniform_machines([{}, {"role": "learner"}, {"zone": "a"}, {}], 8, 32, 1)
+    asked = [("a", {}), ("b", {"role": "learner"}), ("c", {"zone": "a"}), ("d", {})]
+    made = uniform_machines(asked, 8, 32, 1)
     assert [(one.role, one.all_labels) for one in made] == [
         ("cpu", {"role": "cpu"}),
         ("learner", {"role": "learner"}),
@@ -165,10 +166,10 @@ def test_equal_nodes_for_every_set_of_labels() -> None:
     ]
     assert {(one.cpus, one.memory_gib, one.gpus) for one in made} == {(8, 32, 1)}
     for selector in ({"role": "!cpu"}, {"role": "in(a, b)"}, {"role": "Not A Name"}):
-        with pytest.raises(InputError, match=r"^resources.labels: "):
-            uniform_machines([selector], 8, 32, 0)
-    with pytest.raises(InputError, match="expected other labels"):
-        uniform_machines([{"role": "a"}, {"role": "a", "zone": "b"}], 8, 32, 0)
+        with pytest.raises(InputError, match=r"^ppo: policy: resources.labels: "):
+            uniform_machines([("ppo: policy", selector)], 8, 32, 0)
+    with pytest.raises(InputError, match=r"^b: resources.labels: .*expected other labels"):
+        uniform_machines([("a", {"role": "a"}), ("b", {"role": "a", "zone": "b"})], 8, 32, 0)
 
 
 def test_machines_are_read(tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 from rayward.actors.models.loading import load_tokenizer
 from rayward.cluster.config.load import parse_recipe
-from rayward.cluster.config.recipe import StageName
 from rayward.cluster.config.roles import LoRASettings
 from rayward.cluster.config.supervised import RewardTrainingSettings, SFTSettings
 from rayward.cluster.errors import InputError, RunStopped
+from rayward.cluster.records.best_samples import BestSample, write_best
+from rayward.cluster.records.distilled import DistilledSample, Preprompt, write_distilled
+from rayward.cluster.records.plan import PlannedStage
 from rayward.cluster.types import Axis, Demonstration, Message, PreferencePair, Prompt
-from rayward.pipelines.supervised import policies as stage_supervised
+from rayward.pipelines.stage import stage_of
+from rayward.pipelines.supervised import policies
 from rayward.pipelines.supervised.loop import Job, SupervisedTask, run_rank
 from rayward.pipelines.supervised.reward_model import RewardTask
 from rayward.pipelines.supervised.sft import SFTTask
@@ -83,17 +86,22 @@ def test_a_model_that_cannot_recompute(
     ],
 )
 def test_every_stage_tells_its_fit_where_the_settings_are(
-    monkeypatch: pytest.MonkeyPatch, stage: StageName, section: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str, section: str
 ) -> None:
+    """It is the one fit that it declares, with the settings that stand there."""
     train = Mock(side_effect=RunStopped)
-    monkeypatch.setattr(stage_supervised, "train_sft", train)
+    monkeypatch.setattr(policies, "train_sft", train)
     recipe = parse_recipe({"name": "t", "data": {"path": "d"}, "model": {"path": "m"}})
-    planned = Mock(id=stage)
-    planned.name = stage
+    write_best(tmp_path, [BestSample(PROMPT, "a", 1.0, 1)])
+    tried = Preprompt("p", "generic", "be safe")
+    write_distilled(tmp_path, [DistilledSample(PROMPT, tried, "a", 0.0, "b", 1.0, kept=True)])
+    (tmp_path / "report.json").write_text('{"sampling_seconds": 1.0}')
+    data = Mock(demonstrations=[SHOWN], held_out_demonstrations=[], safety_demonstrations=[SHOWN])
+    context = Mock(recipe=recipe, data=data, output=Mock(return_value=tmp_path))
+    planned = PlannedStage(stage, 1, stage, "start", {}, ())
     with pytest.raises(RunStopped):
-        stage_supervised.fit_policy(Mock(recipe=recipe), planned, [SHOWN], [], {})
-    settings = recipe
-    for name in section.split("."):
-        settings = getattr(settings, name)
+        stage_of(stage).run(context, planned)
+    ((declared, settings),) = stage_of(stage).fits(recipe).items()
+    assert declared == section
     assert train.call_args.args[3] == settings
     assert train.call_args.args[-1] == section

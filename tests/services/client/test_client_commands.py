@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-import rayward.services.client.client
 from rayward.cluster.cli import main
+from rayward.services.client import client
 from rayward.services.client.client import Client, RequestFailed
 from tests.services.jobs.test_job_service import SMALL
 from tests.serving import Served, free_port
@@ -118,7 +118,7 @@ def test_what_is_wrong_with_a_recipe_needs_no_service(rayward: Rayward, recipe: 
 
 
 def test_nothing_answers(rayward: Rayward, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rayward.services.client.client, "_RECONNECT_AFTER_S", 0.01)
+    monkeypatch.setattr(client, "_RECONNECT_AFTER_S", 0.01)
     url = f"http://127.0.0.1:{free_port()}"
     for command in (
         ("submit", recipe),
@@ -213,7 +213,7 @@ class _Losing(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(rayward.services.client.client, "_RECONNECT_AFTER_S", 0.01)
+    monkeypatch.setattr(client, "_RECONNECT_AFTER_S", 0.01)
     _Losing.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Losing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -253,10 +253,10 @@ def test_line_breaks_within_an_event_are_its_own(losing: str) -> None:
 def test_events_go_on_where_the_connection_broke(
     flaky: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rayward.services.client.client, "_RECONNECT_AFTER_S", 0.01)
+    monkeypatch.setattr(client, "_RECONNECT_AFTER_S", 0.01)
     told: list[tuple[str, int]] = []
-    with Client(flaky, None) as client, pytest.raises(RequestFailed) as ended:
-        told.extend((event.kind, event.data["n"]) for event in client.events("x"))
+    with Client(flaky, None) as one, pytest.raises(RequestFailed) as ended:
+        told.extend((event.kind, event.data["n"]) for event in one.events("x"))
     assert str(ended.value) == "it is gone"
     assert ended.value.is_callers_fault
     assert told == [("state", n) for n in range(4)]

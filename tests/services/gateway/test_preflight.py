@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from rayward.cluster.config.load import parse_serving
+from rayward.cluster.config.serving import ServedRewardModel
 from rayward.cluster.errors import InputError
 from rayward.services.gateway.preflight import check
+from rayward.services.rewards.server import RewardServer
 from tests.serving import write_models
 
 
@@ -33,6 +35,13 @@ def test_models_of_the_wrong_kind_are_refused(models: Path) -> None:
     assert refused({"reward": {"helpfulness": {"path": "./none"}}}) == "reward.helpfulness.path"
     own = {"path": str(models / "helpfulness")}
     assert refused({"reward": {"helpfulness": own, "policy": "./none"}}) == "reward.policy"
+
+
+def test_a_replica_names_whose_answers_it_cannot_read(models: Path) -> None:
+    model = ServedRewardModel(path=str(models / "safety"))
+    with pytest.raises(InputError) as caught:
+        RewardServer("safety", model, "./none", deterministic=False)
+    assert caught.value.field == "reward.policy"
 
 
 def test_an_adapter_is_refused(tmp_path: Path) -> None:

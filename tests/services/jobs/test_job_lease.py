@@ -33,16 +33,16 @@ CONFIG: dict[str, Any] = RECIPE.model_dump(mode="json")
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in {
-        "job_lease._SETTLE_S": 0.05,
-        "job_lease._RENEW_EVERY_S": 0.05,
-        "job_lease._LOOK_EVERY_S": 0.05,
-        "job_lease._HELD_S": 2.0,
-        "job_lease._EXPIRED_S": 3.0,
-        "job_runner._LOOK_EVERY_S": 0.01,
-        "job_service._RECORDS_KEPT_S": 0.05,
-        "job_service._LEASE_PATIENCE_S": 2.0,
+        "lease._SETTLE_S": 0.05,
+        "lease._RENEW_EVERY_S": 0.05,
+        "lease._LOOK_EVERY_S": 0.05,
+        "lease._HELD_S": 2.0,
+        "lease._EXPIRED_S": 3.0,
+        "runner._LOOK_EVERY_S": 0.01,
+        "service._RECORDS_KEPT_S": 0.05,
+        "service._LEASE_PATIENCE_S": 2.0,
     }.items():
-        monkeypatch.setattr(f"services.{name}", seconds)
+        monkeypatch.setattr(f"rayward.services.jobs.{name}", seconds)
 
 
 def uri(folder: Path, kind: str) -> str:

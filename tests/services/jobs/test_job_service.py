@@ -274,8 +274,8 @@ def test_a_stream_ends_with_its_key(jobs: httpx.Client, submit: Submit, served: 
         rayward("keys", "revoke", name, "--file", file)
         began = time.monotonic()
         for _ in told:
-            assert time.monotonic() - began < 10
-        assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 60
     assert jobs.get(f"/v1/jobs/{job}").json()["state"] not in FINAL
 
 
