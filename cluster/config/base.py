@@ -9,7 +9,7 @@ class Settings(BaseModel):
     A group of settings may stand at several places and in several documents. What its validators
     raise is an `InputError` whose field is relative to where the validator stands: a setting of
     the group, or "" for the group as a whole, and in a validator of one field for that field.
-    `cluster.config.faults` puts the place in front.
+    `rayward.cluster.config.faults` puts the place in front.
     """
 
     model_config = ConfigDict(

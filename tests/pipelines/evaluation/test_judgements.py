@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayward.cluster.records.rates import ORACLE, StageEvaluation
+from rayward.cluster.records.rates import ORACLE, VIOLATION, StageEvaluation
 from rayward.cluster.types import ATTACK_VECTORS, RISK_CATEGORIES, Message, Prompt
 from rayward.pipelines.evaluation.judgements import evaluate_judgements
 from rayward.pipelines.tiny_world.oracle import Verdict
@@ -148,3 +148,8 @@ def test_no_row_is_lost(rows: list[tuple[Prompt, str | None]]) -> None:
     assert sum(cell.total for cell in found.cells) + found.without_cell == found.adversarial_prompts
     assert found.violations is not None
     assert sum(cell.count for cell in found.cells) <= found.violations.count
+
+
+def test_the_oracle_and_the_records_mean_the_same_violation() -> None:
+    """Records know no tiny world."""
+    assert Verdict.VIOLATION.value == VIOLATION
