@@ -204,12 +204,14 @@ def test_it_measures_probability_less_the_kl_of_whole_answers(stage: Stage) -> N
     assert row["validation/objective"] == pytest.approx(1 / (1 + exp(-2)) - BETA, abs=1e-6)
 
 
-@pytest.mark.parametrize("patience", [2, 9])
-def test_the_best_measured_weights_are_what_it_ends_with(stage: Stage, patience: int) -> None:
+@pytest.mark.parametrize(("patience", "every"), [(2, 1), (9, 100)])
+def test_the_best_measured_weights_are_what_it_ends_with(
+    stage: Stage, patience: int, every: int
+) -> None:
     cast = Cast(best_is_the_second)
     settings = {"early_stop": {"every": 1, "patience": patience}}
-    # One checkpoint is kept, and that of the best step beside it.
-    result = stage.ppo(cast, checkpoint={"every": 1, "keep": 1}, **settings).train()
+    # One checkpoint is kept, and that of the best step beside it, whenever the next one is due.
+    result = stage.ppo(cast, checkpoint={"every": every, "keep": 1}, **settings).train()
     assert result.early_stopped is (patience == 2)
     assert result.steps == (4 if result.early_stopped else 5)
     assert (result.best_step, cast.weights) == (2, 2)
