@@ -11,13 +11,15 @@ setup:
 demo: setup
 	@.venv/bin/rayward demo $(DEMO_ARGS)
 
-test: setup
-	@.venv/bin/python -m pytest $(TEST_ARGS)
+# In two processes, of one thread each: two threads on a core wait for each other.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 2
 
-# What starts neither Ray nor an engine nor a service. One thread each: two on a core wait for each other.
+test: setup
+	@$(PYTEST) $(TEST_ARGS)
+
+# What starts neither Ray nor an engine nor a service.
 test-fast: setup
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not engine" \
-		--numprocesses logical --maxprocesses 4 $(TEST_ARGS)
+	@$(PYTEST) -m "not engine" $(TEST_ARGS)
 
 lint: setup
 	@.venv/bin/ruff check .

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import ray
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.workermanage import WorkerController
 
 from tests import preloaded, tiers
 
@@ -30,8 +33,27 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 _guard = tiers.Guard()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    tiers.mark(items)
+def pytest_configure_node(node: WorkerController) -> None:
+    tiers.Scheduling.tell(node, _guard.folder / "groups.json")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> tiers.Scheduling:
+    return tiers.Scheduling(config, _guard.folder / "groups.json", log)
+
+
+# Before pytest reads the marks.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
+    tiers.mark(config, items)
+    return (yield)
+
+
+def pytest_collection_finish() -> None:
+    # What is loaded by now stays: nobody needs to look through it for garbage.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,6 +71,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 
 
 def pytest_unconfigure() -> None:
+    gc.unfreeze()
     _guard.close()
 
 

@@ -13,6 +13,7 @@ The stand-in ends as the program ends and passes signals on; when it is killed, 
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -123,6 +124,10 @@ def serve(path: str) -> None:
         for name in _MODULES:
             importlib.import_module(name)
     del sys.modules["ray"]
+    # Whoever collects garbage, as vLLM does for each model, would look at all of that, and by that
+    # make a copy of its own.
+    gc.collect()
+    gc.freeze()
     # Keepers are not waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -207,8 +212,11 @@ def workers_are_forks(patch: Callable[[object, str, object], None]) -> None:
     """
     from ray._private.parameter import RayParams
 
-    # `ray.init` has no argument for it.
-    init = functools.partialmethod(RayParams.__init__, worker_path=__file__)
+    # `ray.init` has no arguments for them. Nobody listens to the monitor, who reads every worker's
+    # log for as long as Ray runs.
+    init = functools.partialmethod(
+        RayParams.__init__, worker_path=__file__, include_log_monitor=False
+    )
     patch(RayParams, "__init__", init)
 
 

@@ -1,36 +1,93 @@
 """Which tests start Ray, an engine or a service, and a guard that catches those that do not say so.
 
+`make test` runs files side by side in two processes, of which each has a Ray of its own.
+
 The mark `engine` comes by itself to each test whose fixtures need `preloading`, and is written
 where a test starts such a thing by other means. `make test-fast` leaves out what has it.
 """
 
 import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
+import json
 import os
 import shutil
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from tests import preloaded
 
 ENGINE = "engine"
 _STARTS = "preloading"
+_GROUPS = "rayward_groups"
+_SHARED = {"served", "benchmark_session", "both_session"}
+"""Fixtures that several files share: all of them are for one process."""
 _DOCTORS_ENGINES = {"vllm", "deepspeed", "weight-sync"}
 _VLLM_ENGINES = {"vllm.v1.engine.core": "EngineCore", "vllm.v1.engine.core_client": "MPClient"}
 
 
-def mark(items: Sequence[pytest.Item]) -> None:
-    """Give the mark to tests whose fixtures say it."""
+def mark(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the mark to tests whose fixtures say it; put what takes long before what does not."""
+    groups: dict[str, str] = {}
+    marks: dict[str, set[str]] = defaultdict(set)
     for item in items:
-        if _STARTS in getattr(item, "fixturenames", ()):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if _STARTS in fixtures:
             item.add_marker(ENGINE)
+        file = _file(item.nodeid)
+        groups[file] = min(_SHARED & fixtures, default=groups.get(file, file))
+    for item in items:
+        marks[groups[_file(item.nodeid)]].update(mark.name for mark in item.iter_markers())
+
+    def order(item: pytest.Item) -> tuple[bool, ...]:
+        own = groups[_file(item.nodeid)]
+        return own not in _SHARED, "slow" not in marks[own], ENGINE not in marks[own]
+
+    items.sort(key=order)
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and worker["workerid"] == "gw0":
+        Path(worker[_GROUPS]).write_text(json.dumps(groups))
+
+
+class Scheduling(LoadScopeScheduling):
+    """Gives a process one group after the other: a file, or all that share a costly fixture.
+
+    Only those who run tests know their fixtures; one of them writes the groups down.
+    """
+
+    def __init__(self, config: pytest.Config, groups: Path, log: Producer | None = None) -> None:
+        super().__init__(config, log)
+        # In the order of `mark`.
+        config.option.loadscopereorder = False
+        self._file = groups
+
+    @staticmethod
+    def tell(node: WorkerController, groups: Path) -> None:
+        """Where a process is to write them."""
+        node.workerinput[_GROUPS] = str(groups)
+
+    @functools.cached_property
+    def _groups(self) -> dict[str, str]:
+        groups: dict[str, str] = json.loads(self._file.read_text())
+        return groups
+
+    def _split_scope(self, nodeid: str) -> str:
+        return self._groups[_file(nodeid)]
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.split("::")[0]
 
 
 class Guard(importlib.abc.MetaPathFinder):
@@ -41,7 +98,9 @@ class Guard(importlib.abc.MetaPathFinder):
         self._started: str | None = None
         self._before: set[int] = set()
         self._patch = pytest.MonkeyPatch()
-        self._ray_folder = Path(tempfile.mkdtemp(prefix="rw"))
+        self.folder = Path(tempfile.mkdtemp(prefix="rw"))
+        self._ray_folder = self.folder / "ray"
+        self._ray_folder.mkdir()
         sys.addaudithook(self._hear)
         sys.meta_path.insert(0, self)
 
@@ -69,7 +128,7 @@ class Guard(importlib.abc.MetaPathFinder):
 
     def close(self) -> None:
         """It leaves nothing behind."""
-        shutil.rmtree(self._ray_folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

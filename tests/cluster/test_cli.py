@@ -1,6 +1,7 @@
 """The command `rayward` itself: its help, its schema, and how it ends."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -48,7 +49,7 @@ def test_bad_input_found_by_a_worker_is_the_same_line(
     wrapped = RayTaskError("score", "Traceback (most recent call last): ...", own)
     error = wrapped.as_instanceof_cause()
     assert isinstance(error, InputError)
-    assert "pid=" in str(error)
+    assert f"pid={os.getpid()}" in str(error)
     assert ends_with(monkeypatch, error) == 2
     assert capsys.readouterr().err == "rayward: ppo.safety.path: got 'x', expected a model\n"
 
