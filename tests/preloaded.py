@@ -10,6 +10,7 @@ it does in use is for the tests of the doctor, of draining, and jobs' own comman
 The stand-in ends as the program ends and passes signals on; when it is killed, so is the program.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -195,6 +196,8 @@ def _become(asked: dict[str, Any], descriptors: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(asked["environment"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What is frozen at the end is leaked, and nanobind has words for that.
+    atexit.register(gc.unfreeze)
     import torch
 
     # OpenMP has read the variable of the server.
