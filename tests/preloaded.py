@@ -10,6 +10,7 @@ it does in use is for the tests of the doctor, of draining, and jobs' own comman
 The stand-in ends as the program ends and passes signals on; when it is killed, so is the program.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -37,6 +38,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _CLONE_NEWNET = 0x40000000
 _SIZE = struct.Struct("!Q")
 _STATUS = struct.Struct("!i")
+# A helper of vLLM's sampler, of one line: each engine would trace it for a second.
+_NOTHING_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}
 _MODULES = (
     "deepspeed",
     "mlflow",
@@ -82,6 +85,7 @@ def preloading(folder: Path) -> Iterator[None]:
         [sys.executable, __file__, "--serve", path],
         stdout=subprocess.PIPE,
         stderr=log,
+        env={**os.environ, **_NOTHING_COMPILED},
     )
     try:
         assert server.stdout is not None
@@ -194,7 +198,11 @@ def _become(asked: dict[str, Any], descriptors: list[int]) -> NoReturn:
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["environment"])
+    # For what it starts in its turn.
+    os.environ.update(_NOTHING_COMPILED)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What is frozen at the end is leaked, and nanobind has words for that.
+    atexit.register(gc.unfreeze)
     import torch
 
     # OpenMP has read the variable of the server.

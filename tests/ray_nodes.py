@@ -172,6 +172,7 @@ class RayNodes:
                     f"--num-cpus={cpus}",
                     f"--labels={written}",
                     f"--object-store-memory={_OBJECT_STORE_BYTES}",
+                    "--include-log-monitor=false",
                     program="ray",
                 ),
             ],
