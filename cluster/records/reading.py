@@ -15,7 +15,6 @@ from rayward.cluster.trackers.metrics import read_metrics
 class RunReading:
     """What a run has left so far."""
 
-    run: RunDirectory
     recipe: Recipe
     plan: Sequence[PlannedStage]
     stages: Mapping[str, Mapping[str, Any]]
@@ -36,6 +35,5 @@ class RunReading:
 def read(run: RunDirectory) -> RunReading:
     """Read a run directory."""
     recipe = run.recipe()
-    return RunReading(
-        run, recipe, make_plan(recipe), finished_stages(run), read_metrics(run.metrics_path)
-    )
+    metrics = read_metrics(run.metrics_path)
+    return RunReading(recipe, make_plan(recipe), finished_stages(run), metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rayward.cluster.config.evaluation import EvaluationSettings, answer_judges
 from rayward.cluster.config.ppo import SamplingSettings
@@ -36,6 +36,20 @@ class EvaluationStage(Stage):
         """Held-out prompts."""
         prompts = context.data.held_out_prompts
         return [Asked(self.name, self.sampling(context.recipe), prompts)]
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """The judges."""
+        from rayward.pipelines.run.inputs import given_file, given_model
+
+        evaluation = recipe.evaluation
+        judges: list[ModelRole | None] = [evaluation.judge, evaluation.refusal_judge]
+        if evaluation.truthfulqa is not None:
+            judges += [evaluation.truthfulqa.truth_judge, evaluation.truthfulqa.info_judge]
+        if evaluation.toxigen is not None:
+            judges += [evaluation.toxigen.judge]
+        models = [given_model(None if judge is None else judge.path) for judge in judges]
+        template = evaluation.judge and given_file(evaluation.judge.chat_template)
+        return {"judges": [*models, {"template": template}]}
 
     def capacity(self, recipe: Recipe) -> list[Moment]:
         """The sampler, with the judges of each part; where an oracle judges, it is only less."""

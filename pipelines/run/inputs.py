@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from rayward.cluster.config.recipe import Recipe
-from rayward.cluster.config.roles import ModelRole
 from rayward.cluster.config.topology import TOPOLOGY
 from rayward.cluster.records.plan import (
     PREVIOUS,
@@ -27,9 +26,7 @@ from rayward.cluster.records.plan import (
 from rayward.cluster.runs.artifacts import Artifact, model_identity
 from rayward.cluster.runs.manifest import code_version, file_digest
 from rayward.cluster.types import AXES, Axis
-from rayward.pipelines.stage import stage_of
-
-_MEASURED: tuple[str, ...] = ("prompts/held_out", "benchmarks/")
+from rayward.pipelines.stage import all_stages, stage_of
 
 
 def name_artifacts(recipe: Recipe, digests: Mapping[str, str], room: int) -> dict[str, Artifact]:
@@ -48,19 +45,20 @@ def name_artifacts(recipe: Recipe, digests: Mapping[str, str], room: int) -> dic
         named[PREVIOUS] = Artifact(PREVIOUS, {"model": model_identity(recipe.gates.previous)})
     made = yardsticks(recipe)
     judges = {axis: _reward_model(recipe, axis, made, named) for axis in AXES}
+    (measuring,) = (one for one in all_stages(recipe) if one.makes == "measurements")
     for policy in [*measured_policies(recipe), *([PREVIOUS] if PREVIOUS in named else [])]:
         inputs = {
             "version": _version(),
             "seed": recipe.seed,
             "oracle": recipe.data.tiny_world is not None,
             "room": room,
-            "settings": hashed(recipe.evaluation),
+            "settings": hashed(measuring.settings(recipe)),
             "policy": named[policy].name,
             "mix": recipe.ppo.mix.model_dump(mode="json"),
             "rollout": hashed(recipe.ppo.rollout),
             "reward_models": judges,
-            "judges": _judges(recipe),
-            "data": _chosen(digests, _MEASURED),
+            "data": _chosen(digests, measuring.reads),
+            **measuring.inputs(recipe),
         }
         named[evaluation_of(policy)] = Artifact(evaluation_of(policy), inputs)
     return named
@@ -112,18 +110,6 @@ def _reward_model(
     if role.path is not None:
         return reads | {"model": model_identity(role.path)}
     return reads | {"model": named[made[axis]].name} if axis in made else None
-
-
-def _judges(recipe: Recipe) -> list[dict[str, Any] | None]:
-    evaluation = recipe.evaluation
-    judges: list[ModelRole | None] = [evaluation.judge, evaluation.refusal_judge]
-    if evaluation.truthfulqa is not None:
-        judges += [evaluation.truthfulqa.truth_judge, evaluation.truthfulqa.info_judge]
-    if evaluation.toxigen is not None:
-        judges += [evaluation.toxigen.judge]
-    identities = [None if judge is None else given_model(judge.path) for judge in judges]
-    template = evaluation.judge and given_file(evaluation.judge.chat_template)
-    return [*identities, {"template": template}]
 
 
 def hashed(settings: BaseModel) -> dict[str, Any]:
