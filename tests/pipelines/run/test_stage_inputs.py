@@ -165,6 +165,22 @@ def test_what_a_file_says_counts_wherever_it_is_named(tmp_path: Path) -> None:
     assert not {"sft", "reward_safety"} & changed
 
 
+@pytest.mark.parametrize(
+    "judge",
+    ["judge", "refusal_judge", "truthfulqa.truth_judge", "truthfulqa.info_judge", "toxigen.judge"],
+)
+def test_what_a_judge_is_renames_the_measurements(tmp_path: Path, judge: str) -> None:
+    """Another model in the same folder is another judge."""
+    folder = tmp_path / "judge"
+    folder.mkdir()
+    (folder / "config.json").write_text("one")
+    recipe = a_recipe(tmp_path, f"evaluation.{judge}.path={folder}")
+    before = name_artifacts(recipe, DIGESTS, ROOM)
+    (folder / "config.json").write_text("other")
+    after = name_artifacts(recipe, DIGESTS, ROOM)
+    assert {stage for stage in before if before[stage].name != after[stage].name} == MEASURED
+
+
 def test_an_oracle_is_not_what_the_tables_say(tmp_path: Path) -> None:
     """The same tables read as a data directory: nobody judges, and other defaults are used."""
     with_oracle = a_recipe(tmp_path)
